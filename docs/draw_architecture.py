@@ -20,13 +20,15 @@ BANDS = {
         "source_code",
         "settings",
         "component",
+        "transforms",
+        "curator",
         "snapshots",
         "protocols",
         "formats",
     ),
-    "2  components": ("policies", "sources", "families", "metrics", "stats", "criteria"),
+    "2  components": ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     "3  engine": ("plugins", "spec", "store", "engine", "theory", "published"),
-    "4  surface": ("result", "audit", "report", "testing", "commands"),
+    "4  surface": ("result", "audit", "report", "trackers", "testing", "watch", "commands"),
 }
 WIDTH, BAND_HEIGHT, BOX_HEIGHT, LEFT, TOP = 1000, 120, 34, 120, 16
 

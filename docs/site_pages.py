@@ -119,7 +119,7 @@ def facts(kind: str, name: str) -> Iterator[str]:
     if kind == "metric":
         values = dict.fromkeys((name, *cls.secondary_titles, *cls.secondary_better, *cls.secondary_units))
         titles = {**cls.secondary_titles, name: cls.title}
-        units = {**cls.secondary_units, name: cls.unit}
+        units = {**dict.fromkeys(titles, cls.unit), **cls.secondary_units}
         best = {**cls.secondary_better, name: cls.better}
         shown = [value for value in values if not re.search(r"_share_[1-9]", value)]  # one row for all classes
         rows = (

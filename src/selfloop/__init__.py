@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from selfloop.types import real as real
     from selfloop.types import synthetic as synthetic
 
-__version__ = "0.10.0"
+__version__ = "0.10.1"
 # The imports above are for type checkers. A name is imported when it is used: `import selfloop` takes a few milliseconds.
 _MODULE_OF = {name: module for module, name in re.findall(r"from (\S+) import (\w+) as", Path(__file__).read_text("utf-8"))}
 __all__ = sorted(_MODULE_OF)

@@ -217,7 +217,7 @@ class Metric(Component):
     component_kind: ClassVar[str] = "metric"
     unit: ClassVar[str] = ""
     title: ClassVar[str] = ""
-    secondary_units: ClassVar[Mapping[str, str]] = {}  # of secondary values by name, where they differ
+    secondary_units: ClassVar[Mapping[str, str]] = {}  # of secondary values by name, where they differ; "": none
     secondary_titles: ClassVar[Mapping[str, str]] = {}
     aspect: ClassVar[str] = ""  # of the model that it is about; "": that of the built-in metric with this name, else "other"
     better: ClassVar[Better] = "lower"

@@ -186,6 +186,13 @@ def test_a_variance_of_zero_counts_as_collapsed():
     assert CollapsingVariance().judge({"variance_ratio": curves}).answer == "yes"
 
 
+def test_a_chain_that_diverged_after_its_variance_grew_has_not_lost_its_variance():
+    curves = noisy(3.0 ** np.arange(12.0), scale=1e-3)
+    curves[:, 8:] = np.nan
+    assert CollapsingVariance().judge({"variance_ratio": curves}).answer == "no"
+    assert CollapsingVariance().judge({"variance_ratio": np.where(np.isnan(curves), np.nan, 1 / curves)}).answer == "yes"
+
+
 def test_a_variance_that_grows_from_zero_has_not_collapsed():
     curves = noisy([0.0, 1.0, 1.0])
     curves[:, 0] = 0

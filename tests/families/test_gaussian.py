@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from scipy.special import gammaln, polygamma, psi
 
+import selfloop
 from law_checks import CONTEXT, curves, largest_z, training_rows, z_of_difference, z_scores
 from selfloop.errors import ChainEndedError, SettingError
 from selfloop.families.gaussian import Gaussian, GaussianSampler
@@ -12,6 +13,7 @@ from selfloop.metrics.true_parameters import LogVarianceRatio, MeanError, Varian
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.snapshots import EnsembleTake
 from selfloop.sources.distributions import GaussianSource
+from selfloop.spec.spec import Spec
 
 METRICS = (MeanError(), VarianceRatio(), LogVarianceRatio())
 N, T, SEEDS = 12, 8, 1024
@@ -201,6 +203,18 @@ def test_one_row_has_no_unbiased_variance():
     with pytest.raises(ChainEndedError, match="too_few_rows"):
         Gaussian(ddof=1).fit(training_rows(({"x": np.ones((1, 2))}, None, 1.0)), CONTEXT, None)
     assert np.isnan(run(Replace(), Gaussian(ddof=1), n=1, seeds=3)["variance_ratio"]).all()
+
+
+def test_a_variance_beyond_all_numbers_ends_the_chain_as_diverged_and_no_law_is_judged(tmp_path):
+    family, sampler = Gaussian(), GaussianSampler(variance_factor=1e30)
+    spec = Spec(
+        n=20, generations=12, seeds=range(8), policies=[Replace()], source=GaussianSource(), family=family, sampler=sampler
+    )
+    result = selfloop.run(spec, tmp_path)
+    assert {row.status for row in result.measurements if row.value is None} == {"diverged"}
+    assert list(result.laws.values()) == [[]]
+    answers = {verdict.criterion: verdict.answer for verdict in result.verdicts}
+    assert (answers["catastrophic_increase"], answers["divergence"], answers["collapsing_variance"]) == ("yes", "yes", "no")
 
 
 @pytest.mark.parametrize("wrong", [lambda: Gaussian(ddof=2), lambda: GaussianSampler(variance_factor=-1)])

@@ -54,5 +54,5 @@ def snapshot(samples: Columns, initial: Columns, holdout: Columns | None = None,
 def measure(metric: Metric, samples: Columns, initial: Columns) -> list[float]:
     """The main and the secondary values of a metric, after a check of their names."""
     values = metric.measure(snapshot(samples, initial), CTX)
-    assert list(values) == [metric.name, *metric.secondary_units]
+    assert list(values) == [metric.name, *{**metric.secondary_titles, **metric.secondary_units}]
     return list(values.values())

@@ -429,7 +429,7 @@ def test_two_processes_on_one_store_give_the_same_and_leave_nothing_behind(tmp_p
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny_components.environment())
         for _ in "ab"
     ]
-    said = [process.communicate(timeout=60) for process in pair]
+    said = [process.communicate(timeout=300) for process in pair]
     alone = subprocess.run(
         [*command[:2], str(tmp_path / "alone")], capture_output=True, check=True, env=tiny_components.environment()
     )

@@ -49,7 +49,10 @@ class CollapsingVariance(CurveCriterion):
         limit, logs = math.log(self.threshold), np.log(np.maximum(values, np.finfo(float).tiny))
         change = np.where(values[:, -1] > 0, logs[:, -1] - logs[:, 0], np.nan)  # of no variance, as of an ended chain
         later = change + late_slopes(logs) * self.horizon * (logs.shape[1] - 1)
-        if np.isnan(change).any():
+        last = logs[np.arange(len(logs)), np.isfinite(logs).sum(axis=1) - 1]
+        has_grown = np.isnan(change) & (last > logs[:, 0] - limit)  # a chain that diverged by its variance has not lost it
+        change, later = np.where(has_grown, np.inf, change), np.where(has_grown, np.inf, later)
+        if not np.isfinite(change).all():
             quantity, worst = "the log of last over first variance", "ended or have no variance"
             now = judging.judge_ended(change, limit, quantity, is_amount=True, worst=worst)
             lasts = judging.judge_ended(np.minimum(change, later), limit, quantity, is_amount=True).answer == "no"

@@ -333,8 +333,9 @@ def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[
     def run_shard(shard: SeedBlock) -> Curves:
         curves = Curves(shard.seeds, generations)
         world = EnsembleWorld(policy.name, shard, Curation.of_policy(policy))
-        for measured in chain.from_iterable(iter_generations(world, schedule(policy, shard.n, generations))):
-            curves.add_seeds(measured)
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverging fit has a status
+            for measured in chain.from_iterable(iter_generations(world, schedule(policy, shard.n, generations))):
+                curves.add_seeds(measured)
         return curves
 
     curves, shards = Curves(block.seeds, generations), block.shards()

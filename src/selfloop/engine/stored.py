@@ -1,6 +1,7 @@
 """The stored world: one chain at a time, the result of every step kept in the store.
 
-The other worlds: `ensemble.py` computes all seeds together in memory, `theory/moments.py` computes exact expectations.
+The other worlds: `ensemble.py` computes all seeds together in memory, and the curves of a policy are one stored step;
+`theory/moments.py` computes exact expectations. `spec/point.py` chooses between the first two.
 """
 
 from __future__ import annotations

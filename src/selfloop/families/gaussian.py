@@ -89,10 +89,15 @@ class Gaussian(EnsembleFamily):
         count = cast(Floats, statistics["count"])
         divisor = np.where(count > self.ddof, count - self.ddof, 1)
         covariance = cast(Floats, statistics["scatter"]) / divisor[:, None, None]
-        has_model = (count > self.ddof) & np.isfinite(covariance[:, 0, 0])
+        mean = cast(Floats, statistics["mean"])
+        diverged = ~np.isfinite(mean).all(1) | np.isinf(covariance).any((1, 2))
+        has_model = (count > self.ddof) & ~diverged & np.isfinite(covariance[:, 0, 0])
         covariance[~has_model] = 0
-        status = None if has_model.all() else [None if fitted else "too_few_rows" for fitted in has_model]
-        return EnsembleFit({"mean": statistics["mean"], "covariance": covariance}, status)
+        status = [
+            None if fitted else "diverged" if is_infinite else "too_few_rows"
+            for fitted, is_infinite in zip(has_model, diverged, strict=True)
+        ]
+        return EnsembleFit({"mean": mean, "covariance": covariance}, None if has_model.all() else status)
 
     def draw_statistics(
         self, params: Params, n: int, sampler: Sampler, truth: Params, initial: SufficientStatistics | None, rng: Generator

@@ -18,6 +18,8 @@ class LazyModule:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # such as what copying asks for
+            raise AttributeError(name)
         return getattr(import_module(self._name), name)
 
 

@@ -35,7 +35,7 @@ class Downstream(SampleMetric):
         "downstream_real": "the same, of initial real rows", "downstream_ratio": "success of sampled over that of real rows",
     }  # fmt: skip
     unit: ClassVar[str] = "accuracy, or R squared of numbers"
-    secondary_units: ClassVar[Mapping[str, str]] = {"downstream_real": unit}
+    secondary_units: ClassVar[Mapping[str, str]] = {"downstream_ratio": ""}
     better: ClassVar[Better] = "higher"
     uses_holdout: ClassVar[bool] = True
     uses_source: ClassVar[bool] = True

@@ -51,7 +51,6 @@ class PixelFrechet(ImageFrechetMetric):
         "pixel_frechet_real": "Frechet distance of initial to held-out real images",
     }
     unit: ClassVar[str] = "squared gray scales"
-    secondary_units: ClassVar[Mapping[str, str]] = {"pixel_frechet_real": unit}
     features: Annotated[FeatureExtractor, "features of the images"] = field(
         default_factory=lambda: ImageFeatureExtractor(kind="pixels", dimensions=32)
     )
@@ -71,7 +70,6 @@ class FeatureFrechet(ImageFrechetMetric):
         "feature_frechet_real": "Frechet distance of initial to held-out real images, on features",
     }
     unit: ClassVar[str] = "squared units of the features"
-    secondary_units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": unit}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,6 @@ class PixelStd(SampleMetric):
     title: ClassVar[str] = "standard deviation of sampled pixels"
     secondary_titles: ClassVar[Mapping[str, str]] = {"pixel_std_real": "standard deviation of initial real pixels"}
     unit: ClassVar[str] = "share of the gray scale"
-    secondary_units: ClassVar[Mapping[str, str]] = {"pixel_std_real": unit}
     better: ClassVar[Better] = "pixel_std_real"
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:

@@ -103,6 +103,7 @@ class Coverage(ImageMetric):
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "real images near a sampled one (coverage)"
     secondary_titles: ClassVar[Mapping[str, str]] = {"density": "real neighborhoods around a sampled image (density)"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"density": ""}  # 1 as in real images
     secondary_better: ClassVar[Mapping[str, Better]] = {"density": 1.0}
     unit: ClassVar[str] = "share of real images"
     better: ClassVar[Better] = "higher"
@@ -172,7 +173,6 @@ class FeatureEntropy(ImageMetric):
     title: ClassVar[str] = "entropy of sampled images"
     secondary_titles: ClassVar[Mapping[str, str]] = {"feature_entropy_real": "entropy of initial real images"}
     unit: ClassVar[str] = "nats"
-    secondary_units: ClassVar[Mapping[str, str]] = {"feature_entropy_real": "nats"}
     better: ClassVar[Better] = "feature_entropy_real"
     k: Neighbor = 3
     max_rows: MaxRows = MAX_ROWS

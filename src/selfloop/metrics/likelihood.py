@@ -146,7 +146,6 @@ class NegativeElbo(HoldoutMetric):
         "kl": "KL term of held-out real images",
     }
     unit: ClassVar[str] = "nats per image"
-    secondary_units: ClassVar[Mapping[str, str]] = dict.fromkeys(secondary_titles, unit)
     secondary_better: ClassVar[Mapping[str, Better]] = {"elbo_reconstruction": "lower"}
     family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsElbo,)
 

@@ -272,7 +272,6 @@ class ConformerDiversity(SampleMetric):
         "conformer_diversity_real": "distance between real conformers of a molecule"
     }
     unit: ClassVar[str] = "Å"
-    secondary_units: ClassVar[Mapping[str, str]] = {"conformer_diversity_real": "Å"}
     better: ClassVar[Better] = "conformer_diversity_real"
     max_molecules: MaxMolecules = 100
 

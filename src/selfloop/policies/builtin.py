@@ -18,7 +18,7 @@ from selfloop.policies.schedule import rows_of_share
 from selfloop.settings import PositiveFloat, Share
 from selfloop.types import Batch, Plan, Take, real, synthetic
 
-take_whole: Callable[[Batch], Take[Batch]] = cache(Take)  # a long schedule compares them by identity
+take_whole: Callable[[Batch], Take[Batch]] = cache(Take)  # equal takes are one object, which is fast to compare
 
 
 def take_all(*batches: Batch) -> Plan:

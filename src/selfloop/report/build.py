@@ -205,9 +205,9 @@ def _commands(result: Result) -> list[str]:
 def _title_and_unit(point: Point, owner: Metric | None, metric: str) -> tuple[str, str]:
     """The title of a value in its metric, else its name in words, and the unit that the family or the metric declares."""
     title = unit = ""
-    if owner:  # secondary values have their own units
-        title, unit = (owner.title, owner.unit) if owner.name == metric else ("", "")
-        title, unit = owner.secondary_titles.get(metric, title), owner.secondary_units.get(metric, unit)
+    if owner:
+        titles = {**owner.secondary_titles, owner.name: owner.title}
+        title, unit = titles.get(metric, ""), owner.secondary_units.get(metric, owner.unit if metric in titles else "")
         if metric.endswith(SECOND_HOLDOUT):
             title, unit = _title_and_unit(point, owner, metric.removesuffix(SECOND_HOLDOUT))
             return f"{title} (second holdout)", unit

@@ -110,7 +110,8 @@ def _findings(result: Result) -> Iterator[str]:
             continue
         risk, suffix = spec.risk_metric() or "", "".join(f", {key} = {value}" for key, value in point.coordinates)
         risks = {label: measured[risk] for label, measured in curves.items() if risk in measured}
-        wide = [label for label, c in risks.items() if (c.std(axis=0) > MAX_SPREAD * np.abs(c.mean(axis=0))).any()]
+        with np.errstate(over="ignore"):
+            wide = [label for label, c in risks.items() if (c.std(axis=0) > MAX_SPREAD * np.abs(c.mean(axis=0))).any()]
         if wide and risk in spec.positive_metrics() and len(spec.seeds) < MIN_SEEDS:
             yield (
                 f"Seeds differ by more than half of the mean {risk}{suffix} ({', '.join(wide)}). The interval of the mean of "

@@ -104,7 +104,7 @@ class StoreFolder:
         return None
 
     def has_object(self, body: Mapping[str, Any]) -> bool:
-        """True if a record has no object, or an intact one; a damaged or missing object is set aside, as is the record.
+        """True if a record has no object, or an intact one. A damaged one is set aside and its record deleted.
 
         An object in a bucket is received when it is opened, and counts as intact until then.
         """

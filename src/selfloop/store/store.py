@@ -2,7 +2,7 @@
 
 A damaged file is set aside and counts as absent: its result is computed again, unless the store is read-only. A finished store
 is only read, so it may be of another user, or on a medium that cannot be written.
-Processes share a store without waiting: equal keys give equal files, and the first writer of a file wins.
+Processes share a store without waiting for each other's steps. If two compute one step, the first record stands for both.
 """
 
 from __future__ import annotations

@@ -188,8 +188,8 @@ class Finetune(NetworkFamily):
             )
         if self.long_documents == "drop" and is_long.mean() > MAX_DROPPED_SHARE:
             warnings.warn(
-                f"family.context: {is_long.sum():,} of {len(is_long):,} documents have more than {self.context} tokens, and "
-                "the fit leaves them out; shorter samples are all used. Raise it, or set long_documents = 'truncate'.",
+                f"family.context: more than {MAX_DROPPED_SHARE:.0%} of the documents of a fit have more than {self.context} "
+                "tokens and are left out; shorter samples are all used. Raise it, or set long_documents = 'truncate'.",
                 stacklevel=2,
             )
         indices = np.flatnonzero(~is_long) if self.long_documents == "drop" else np.arange(len(is_long))

@@ -64,8 +64,10 @@ def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_w
 
 
 def _choose_cache_folder() -> None:
-    with suppress(RuntimeError):  # torch's own folder has a name in /tmp, which another user could create first
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "selfloop" / "inductor"))
+    with suppress(RuntimeError, OSError):  # torch's own folder has a name in /tmp, which another user could create first
+        folder = Path.home() / ".cache" / "selfloop"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the decoder in C trusts no folder that others can write
 
 
 def compile_attention(decoder: TorchDecoder) -> None:

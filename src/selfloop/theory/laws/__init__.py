@@ -6,12 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from selfloop.columns import Floats
 from selfloop.errors import SpecError
 from selfloop.protocols import ControlsPolicy
 from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
-from selfloop.theory.law import Kind, Law, UnmetConditionError, schedule_entries, true_params
+from selfloop.theory.law import Kind, Law, UnmetConditionError, require, schedule_entries, true_params
 from selfloop.theory.laws import curation, discrete, gaussian, linear
 from selfloop.theory.moments import NoiseLedger, noise_ledger
 from selfloop.types import Limit
@@ -68,8 +70,9 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
     prefix, curves = f"Family {scenario.family.name} on source {scenario.source.name}, fitted from scratch: ", list[LawCurve]()
     for law in laws:
         if law.kind != "asymptotic" or (law.metric, "exact") not in {(curve.metric, curve.kind) for curve in curves}:
-            with suppress(UnmetConditionError, SpecError):
+            with suppress(UnmetConditionError, SpecError), np.errstate(over="ignore", invalid="ignore"):
                 values, limit = law.values(scenario), "finite" if is_control else law.limit(scenario)  # control: real rows
+                require(bool(np.isfinite(values).all()))  # too large for a number
                 curves.append(LawCurve(law.name, law.metric, law.kind, law.source, prefix + law.conditions, values, limit))
     return curves
 

@@ -62,7 +62,7 @@ def _first_risk(scenario: Scenario) -> float:
 
 
 def _require_least_squares(scenario: Scenario) -> None:
-    require(not scenario.family.settings()["ridge"] and _real_noise(scenario) > 0 and scenario.n > _dim(scenario) + 1)
+    require(not np.any(scenario.family.settings()["ridge"]) and _real_noise(scenario) > 0 and scenario.n > _dim(scenario) + 1)
 
 
 def _multiplied_risk(scenario: Scenario) -> Floats:
