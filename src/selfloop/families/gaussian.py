@@ -90,7 +90,7 @@ class Gaussian(EnsembleFamily):
         divisor = np.where(count > self.ddof, count - self.ddof, 1)
         covariance = cast(Floats, statistics["scatter"]) / divisor[:, None, None]
         mean = cast(Floats, statistics["mean"])
-        diverged = ~np.isfinite(mean).all(1) | np.isinf(covariance).any((1, 2))
+        diverged = np.asarray(~np.isfinite(mean).all(1) | np.isinf(covariance).any((1, 2)))
         has_model = (count > self.ddof) & ~diverged & np.isfinite(covariance[:, 0, 0])
         covariance[~has_model] = 0
         status = [
