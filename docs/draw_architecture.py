@@ -30,7 +30,7 @@ BANDS = {
     "3  engine": ("plugins", "spec", "store", "engine", "theory", "published"),
     "4  surface": ("result", "audit", "report", "trackers", "testing", "watch", "commands"),
 }
-WIDTH, BAND_HEIGHT, BOX_HEIGHT, LEFT, TOP = 1000, 120, 34, 120, 16
+WIDTH, BAND_HEIGHT, BOX_HEIGHT, LEFT, TOP = 1200, 120, 34, 120, 16
 
 
 def area(module: str) -> str:
