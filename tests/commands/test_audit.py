@@ -187,6 +187,7 @@ def test_a_large_table_has_fresh_rows_for_its_control(tmp_path: Path) -> None:
     assert [policy.name for policy in entry.open(None, [], []).policies] == ["replace", "accumulate_subsample"]
 
 
+@pytest.mark.filterwarnings("ignore:family.context")  # a fifth of the documents is too long
 def test_a_model_is_fine_tuned_as_it_is_used(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from tiny_language_models import save_base

@@ -74,7 +74,7 @@ def test_it_is_shown_first_and_leaves_the_others_as_they_are(tmp_path: Path) -> 
     assert "replace − accumulate in excess_risk at t = 4 is " in sentence
     report = build_report(result)
     assert report.findings[0] == sentence
-    assert not any(pair.declared for table in report.differences for pair in table.comparisons)
+    assert not any(pair.declared for pairs in report.differences.values() for pair in pairs)
 
 
 def test_it_may_be_about_another_metric_and_has_its_own_margin(tmp_path: Path) -> None:

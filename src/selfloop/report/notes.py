@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selfloop.criteria.judging import COLLAPSES, NO_COLLAPSES
 from selfloop.protocols import ControlsPolicy, SupportsStepCount
 from selfloop.report.theme import format_count
-from selfloop.result import Result
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import changed_settings
+
+if TYPE_CHECKING:
+    from selfloop.result import Result
 
 
 def notes(result: Result) -> Iterator[str]:
