@@ -15,7 +15,7 @@ from typer.main import get_command
 import tiny_components
 from selfloop.commands import cli, cli_run, terminal
 from selfloop.commands.cli import app
-from selfloop.commands.list import spec_template
+from selfloop.commands.new import spec_template
 from selfloop.errors import SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.result import Result, run

@@ -189,7 +189,9 @@ def test_a_variance_of_zero_counts_as_collapsed():
 def test_a_chain_that_diverged_after_its_variance_grew_has_not_lost_its_variance():
     curves = noisy(3.0 ** np.arange(12.0), scale=1e-3)
     curves[:, 8:] = np.nan
-    assert CollapsingVariance().judge({"variance_ratio": curves}).answer == "no"
+    verdict = CollapsingVariance().judge({"variance_ratio": curves})
+    assert verdict.answer == "no"
+    assert f"; {len(curves)} ended after their variance had grown" in verdict.reason
     assert CollapsingVariance().judge({"variance_ratio": np.where(np.isnan(curves), np.nan, 1 / curves)}).answer == "yes"
 
 

@@ -73,6 +73,19 @@ def test_a_chain_of_an_ensemble_that_ended_has_no_more_rows(tmp_path: Path) -> N
     assert list(rows) == [1]
 
 
+def test_rows_of_numbers_and_categories_are_a_table_of_all_columns(tmp_path: Path) -> None:
+    lines = [f"{20 + i % 40},{('nurse', 'cook', 'driver')[i % 3]}" for i in range(60)]
+    (tmp_path / "people.csv").write_text("\n".join(["age,job", *lines]))
+    source = {"name": "records", "path": str(tmp_path / "people.csv")}
+    spec = selfloop.Spec(source=source, family="copula", n=40, holdout=10, generations=2, seeds=2, policies=["replace"])  # type: ignore[arg-type]
+    gallery = build_report(selfloop.run(spec, tmp_path / "store")).galleries[0]
+    view = view_gallery(gallery, {})
+    assert (set(view.header), list(view.text_rows)) == ({"age", "job"}, [])
+    jobs = {cells[list(view.header).index("job")] for cells in view.tables["replace"]["t = 2"]}
+    assert jobs <= {"nurse", "cook", "driver"}
+    assert jobs
+
+
 def test_a_store_without_the_rows_of_a_run_gives_no_gallery(tmp_path: Path) -> None:
     from selfloop.report.gallery import read_galleries
 

@@ -118,3 +118,9 @@ def test_a_broken_plugin_breaks_only_itself() -> None:
     assert "any_increase" in summaries("criterion")["criterion"]
     with pytest.raises(SpecError, match=r"^criteria: 'broken' of a plugin cannot be loaded from no_such_module_anywhere"):
         Spec(source="gaussian", family="gaussian", n=9, criteria="broken")
+
+
+@pytest.mark.parametrize("kind", plugins.BUILT_IN)
+def test_the_list_has_a_whole_sentence_for_every_component(kind: str) -> None:
+    texts = summaries(kind)[kind]
+    assert [name for name in plugins.BUILT_IN[kind] if not texts[name].endswith(".")] == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import tiny_components
 from policy_strategies import policies
-from selfloop.commands.list import spec_template
+from selfloop.commands.new import spec_template
 from selfloop.engine.run import iter_measurements
 from selfloop.errors import SpecError
 from selfloop.plugins import presets

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.commands.cli_advise import advise, web
+from selfloop.commands.cli_advise import advise
 from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_check import check
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
 from selfloop.commands.cli_store import store as store_command
-from selfloop.commands.cli_store import watch
+from selfloop.commands.cli_watch import watch
+from selfloop.commands.cli_web import web
 from selfloop.commands.options import (
     JsonOption,
     QuietOption,
@@ -262,7 +263,7 @@ def new(
 
     Example: selfloop new mine.toml --family gaussian --source gaussian
     """
-    from selfloop.commands.list import spec_template
+    from selfloop.commands.new import spec_template
 
     if path.exists():
         raise SpecError(f"{path}: already exists. Choose another name; nothing was written.")

@@ -1,9 +1,8 @@
-"""The commands `store`, which copies what one store has and another one lacks, and `watch`."""
+"""The command `store`, which copies what one store has and another one lacks."""
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from selfloop.commands.options import STORE_HELP, QuietOption, store_at
+from selfloop.commands.options import QuietOption, store_at
 from selfloop.commands.terminal import show, show_progress
 from selfloop.errors import SpecError, StoreError, unknown_name
 
@@ -78,28 +77,3 @@ def copy_store(source: Path, target: Path, progress: Callable[[int, int], None] 
     for run in runs:
         add_run(into, run)
     return counts
-
-
-def watch(
-    store: Annotated[str | None, typer.Argument(metavar="[STORE]", help=STORE_HELP)] = None,
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on this machine. Default: a free one.")] = 0,
-) -> None:
-    """Show the runs of a store in a browser while they run: progress, losses, the report so far; pause or cancel them.
-
-    The address is for this machine alone and has a secret token. Ctrl-C ends the server, and no run.
-
-    Example: selfloop watch results
-    """
-    from selfloop.store.runs import read_runs
-    from selfloop.watch.server import WatchServer
-
-    path = store_at(store)
-    read_runs(path)  # SelfloopError if it is no store
-    with WatchServer(path, port) as server:
-        os.nice(5)  # drawing reports must not slow the runs down
-        show(f"watching {path}: {server.url}\nOpen this address in a browser of this machine. Ctrl-C ends the server.")
-        sys.stdout.flush()
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            show("ended. Runs go on.")

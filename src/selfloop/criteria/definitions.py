@@ -55,6 +55,8 @@ class CollapsingVariance(CurveCriterion):
         if not np.isfinite(change).all():
             quantity, worst = "the log of last over first variance", "ended or have no variance"
             now = judging.judge_ended(change, limit, quantity, is_amount=True, worst=worst)
+            if has_grown.any():
+                now = replace(now, reason=f"{now.reason}; {has_grown.sum()} ended after their variance had grown")
             lasts = judging.judge_ended(np.minimum(change, later), limit, quantity, is_amount=True).answer == "no"
             return now if now.answer != "no" or lasts else replace(now, answer="undecided")
         interval, extrapolated = mean_interval(change), mean_interval(later)

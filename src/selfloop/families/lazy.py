@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "checkpoint", "decoder_torch", "hf_model", "hf_network", "image_networks", "image_tensors",
-    "molecule_diffusion", "molecule_networks", "text_networks", "torch", "torch_compile", "trainer", "vae_networks",
-]  # fmt: skip
+# of modules whose names are other ones here
+__all__ = ["image_networks", "molecule_diffusion", "molecule_networks", "text_networks", "vae_networks"]
 
 
 class LazyModule:
@@ -23,28 +23,23 @@ class LazyModule:
         return getattr(import_module(self._name), name)
 
 
+# The imports are for type checkers; at run time each name is a `LazyModule`.
 if TYPE_CHECKING:
-    import torch
+    import torch as torch
 
-    from selfloop.families.finetune import hf_model
+    from selfloop.families.finetune import hf_model as hf_model
     from selfloop.families.geodiff import diffusion as molecule_diffusion
     from selfloop.families.geodiff import network as molecule_networks
     from selfloop.families.image_diffusion import network as image_networks
-    from selfloop.families.nn import checkpoint, image_tensors, trainer
-    from selfloop.families.transformer import decoder_torch, hf_network, torch_compile
+    from selfloop.families.nn import checkpoint as checkpoint
+    from selfloop.families.nn import image_tensors as image_tensors
+    from selfloop.families.nn import trainer as trainer
+    from selfloop.families.transformer import decoder_torch as decoder_torch
+    from selfloop.families.transformer import hf_network as hf_network
     from selfloop.families.transformer import network as text_networks
+    from selfloop.families.transformer import torch_compile as torch_compile
     from selfloop.families.vae import network as vae_networks
 else:
     torch = LazyModule("torch")
-    hf_model = LazyModule("selfloop.families.finetune.hf_model")
-    molecule_diffusion = LazyModule("selfloop.families.geodiff.diffusion")
-    molecule_networks = LazyModule("selfloop.families.geodiff.network")
-    image_networks = LazyModule("selfloop.families.image_diffusion.network")
-    image_tensors = LazyModule("selfloop.families.nn.image_tensors")
-    checkpoint = LazyModule("selfloop.families.nn.checkpoint")
-    trainer = LazyModule("selfloop.families.nn.trainer")
-    decoder_torch = LazyModule("selfloop.families.transformer.decoder_torch")
-    hf_network = LazyModule("selfloop.families.transformer.hf_network")
-    text_networks = LazyModule("selfloop.families.transformer.network")
-    torch_compile = LazyModule("selfloop.families.transformer.torch_compile")
-    vae_networks = LazyModule("selfloop.families.vae.network")
+    for _package, _module, _name in re.findall(r"from (selfloop\S+) import (\w+) as (\w+)", Path(__file__).read_text("utf-8")):
+        globals()[_name] = LazyModule(f"{_package}.{_module}")

@@ -154,6 +154,8 @@ def _choose_column(gallery: Gallery) -> tuple[str, str]:
 
 
 def _column_kind(column: Column, declared: ColumnType | None) -> str:
+    if declared and declared.content == "category":
+        return "table"
     if isinstance(column, Ragged) or column.dtype.kind in "USO":
         return "texts"
     shape = declared.shape if declared else column.shape[1:]
@@ -267,9 +269,10 @@ def _view_tables(gallery: Gallery, alt: str) -> GalleryView:
 
 
 def _flatten_columns(rows: Columns, schema: Mapping[str, ColumnType]) -> dict[str, Array]:
-    """Columns of numbers by name and unit, the elements of an array side by side."""
+    """Columns of numbers and categories by name and unit, the elements of an array side by side."""
     flat: dict[str, Array] = {}
-    for name, column in rows.items():
+    for name, cells in rows.items():
+        column = [cell.decode() for cell in cells.to_bytes()] if isinstance(cells, Ragged) else cells
         elements = np.asarray(column).reshape(len(column), -1).T
         for label, element in zip(element_labels(name, len(elements), schema), elements, strict=True):
             flat[f"{label}{_unit(schema, name)}"] = element

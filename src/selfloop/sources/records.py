@@ -38,14 +38,13 @@ class RecordTable(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Records(FileSource):
-    """Rows of a CSV, JSON lines or Parquet file, compressed or not, with one column per column of the file. Every seed orders
-    them anew.
+    """Rows of a CSV, JSON lines or Parquet file, compressed or not, with one column per column of the file.
 
-    Numbers are float64. Categories, texts, dates, and true and false are texts in UTF-8. A column with missing values has a
-    column of booleans beside it, `NAME@missing`; where it is true, the value is 0 or an empty text. In CSV files, numbers that
-    begin with a zero (postal codes) are texts. Texts are categories up to 20 different values, and beyond if values are short
-    and at most half of them differ. Raises DataError for a column of numbers and words, of numbers that float64 would round,
-    that has no values, or that numbers the rows.
+    Every seed orders them anew. Numbers are float64. Categories, texts, dates, and true and false are texts in UTF-8. A column
+    with missing values has a column of booleans beside it, `NAME@missing`; where it is true, the value is 0 or an empty text.
+    In CSV files, numbers that begin with a zero (postal codes) are texts. Texts are categories up to 20 different values, and
+    beyond if values are short and at most half of them differ. Raises DataError for a column of numbers and words, of numbers
+    that float64 would round, that has no values, or that numbers the rows.
     """
 
     name: ClassVar[str] = "records"

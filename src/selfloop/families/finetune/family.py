@@ -97,8 +97,10 @@ class Lora(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(NetworkFamily):
-    """A pretrained causal language model, fine-tuned on documents, one per row. Every generation starts from the base model;
-    with `init_from = "previous"` it starts from the preceding generation's model."""
+    """A pretrained causal language model, fine-tuned on documents, one per row.
+
+    Every generation starts from the base model; with `init_from = "previous"` it starts from the preceding generation's model.
+    """
 
     name: ClassVar[str] = "finetune"
     version: ClassVar[int] = 2
