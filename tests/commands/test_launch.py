@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed
 
+from selfloop.commands import launch
 from selfloop.commands.cli import main
 from selfloop.commands.launch import follow
 from selfloop.engine import run as engine_run
@@ -167,6 +169,19 @@ def words(text: str) -> torch.distributed.Store:
     return store
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(130)], ids=["before typer begins", "in a command"])
+def test_rank_0_that_torchrun_interrupts_gives_the_words_of_another_rank(end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise end
+
+    monkeypatch.setattr(launch, "end_after_another", lambda ranks: None)
+    context = contextvars.copy_context()  # the ranks that this process leads stay in it
+    with pytest.raises(LostRankError, match=r"^torchrun: rank 1: no memory\. Run"):
+        context.run(launch._lead, Seeing(0, 2, store=words("rank 1: no memory.")), interrupted)
+    with pytest.raises(type(end)):  # nobody else ended: the user interrupts
+        context.run(launch._lead, Seeing(0, 2, store=torch.distributed.HashStore()), interrupted)
+
+
 def test_rank_0_ends_by_force_with_the_words_of_another_rank_if_nothing_else_ends_it() -> None:
     command = [sys.executable, "-c", DEAF]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=90)
@@ -176,7 +191,7 @@ def test_rank_0_ends_by_force_with_the_words_of_another_rank_if_nothing_else_end
 
 @pytest.mark.slow
 def test_a_rank_that_fails_ends_the_launch_with_its_words() -> None:
-    launch = [
+    command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
@@ -187,7 +202,7 @@ def test_a_rank_that_fails_ends_the_launch_with_its_words() -> None:
         "-c",
         FAILS,
     ]
-    done = subprocess.run(launch, env=environment(), capture_output=True, text=True, check=False, timeout=90)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=90)
     sentence = "selfloop: torchrun: rank 1: no memory for 8 GB. Run the same command again to continue."
     assert sentence in done.stderr.splitlines()
     assert done.returncode == 1

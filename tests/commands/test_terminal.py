@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -64,6 +65,16 @@ def test_characters_that_an_encoding_lacks_become_similar_ones(monkeypatch: pyte
     with plain_problems(), warnings.catch_warnings():
         show("Fréchet ≥ 1 → −2 × “a” 图")
     assert stream.buffer.getvalue().decode() == 'Frechet >= 1 -> -2 x "a" \\u56fe\n'  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_before_typer_has_begun_is_one_sentence(
+    number: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as end, plain_problems():
+        signal.raise_signal(number)
+    sentence = "selfloop: interrupted. Finished steps are stored; run the same command to continue.\n"
+    assert (end.value.code, capsys.readouterr().err) == (code, sentence)
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

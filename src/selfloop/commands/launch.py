@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from selfloop.commands.terminal import INTERRUPTED, plain_problems
+from selfloop.commands.terminal import is_interrupt, plain_problems
 from selfloop.component import Context
 from selfloop.engine.executors import Notify, execute
 from selfloop.errors import ChainEndedError
@@ -33,9 +33,9 @@ def main_of_rank(command: Callable[[], object]) -> None:
             signal.signal(number, signal.SIG_IGN)
     with plain_problems():
         ranks = Ranks.join()
-    if ranks.rank == 0:
-        _lead(ranks, command)
-        return
+        if ranks.rank == 0:
+            _lead(ranks, command)
+            return
     try:
         follow(ranks)
     except LostRankError:
@@ -48,17 +48,16 @@ def main_of_rank(command: Callable[[], object]) -> None:
 def _lead(ranks: Ranks, command: Callable[[], object]) -> None:
     LED.set(ranks)
     threading.Thread(target=end_after_another, args=(ranks,), daemon=True).start()
-    with plain_problems():
-        try:
-            command()
-        except SystemExit as end:
-            if end.code == INTERRUPTED and ranks.problem():  # by torchrun, as another rank has ended
-                raise ranks.lost() from None
-            raise
-        finally:
-            if not ranks.in_step:
-                with suppress(LostRankError):
-                    ranks.tell(None)
+    try:
+        command()
+    except (SystemExit, KeyboardInterrupt) as end:
+        if is_interrupt(end) and ranks.problem():  # by torchrun, as another rank has ended
+            raise ranks.lost() from None
+        raise
+    finally:
+        if not ranks.in_step:
+            with suppress(LostRankError):
+                ranks.tell(None)
 
 
 def end_after_another(ranks: Ranks) -> None:

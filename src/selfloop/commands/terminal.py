@@ -54,10 +54,10 @@ def plain_problems() -> Iterator[None]:
                 yield
         finally:
             sys.stdout.flush()  # a full disk is noticed here and not while Python ends
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
+    except (SystemExit, KeyboardInterrupt) as end:  # the latter before typer has begun
+        if is_interrupt(end):
             _write("interrupted. Finished steps are stored; run the same command to continue.")
-            end.code = TERMINATED if terminated else INTERRUPTED
+            raise SystemExit(TERMINATED if terminated else INTERRUPTED) from None
         raise
     except SelfloopError as problem:
         _exit(" ".join(str(problem).split()))
@@ -69,6 +69,11 @@ def plain_problems() -> Iterator[None]:
         _exit("out of memory. Lower n, the number of seeds or the size of the model.")
     except OSError as problem:  # a file that was writable at the start and no longer is
         _exit(f"{problem.filename or 'standard output'}: {os_error_reason(problem)}.")
+
+
+def is_interrupt(end: BaseException) -> bool:
+    """True after Ctrl-C, whether typer has made an exit of it or had not begun."""
+    return isinstance(end, KeyboardInterrupt) or (isinstance(end, SystemExit) and end.code == INTERRUPTED)
 
 
 @contextmanager
