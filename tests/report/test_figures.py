@@ -139,7 +139,8 @@ def test_a_trivial_model_near_the_curves_is_a_labelled_line_and_is_named_otherwi
     assert (">the mean image<" in figure.svg()) is is_drawn
     assert (axis.low < value < axis.high) is is_drawn
     assert axis.high - axis.low < 3  # the curves keep a third of the height, even on an axis that begins at 0
-    assert f"{'gray line' if is_drawn else 'outside of the figure'}: the mean image, {format_number(value)}" in figure.caption
+    place = "dashed gray line" if is_drawn else "outside of the figure"
+    assert f"{place}: the mean image, {format_number(value)}" in figure.caption
     assert is_drawn or axis == fit_value_axis(panel_of(spread([1.0, 2.0], width=0.0)))
 
 

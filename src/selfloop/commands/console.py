@@ -162,7 +162,7 @@ def print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
 def print_garbage(garbage: Garbage) -> None:
     for reason, files in garbage.items():
-        show(f"{reason}: {len(files):,}, {sum(files.values()) / 1e6:,.1f} MB")
+        show(f"{reason}: {len(files):,} ({sum(files.values()) / 1e6:,.1f} MB)")
     if not garbage:
         show("nothing to delete.")
 

@@ -216,7 +216,7 @@ def _panel_caption(panel: Panel, axis: curve_records.ValueAxis) -> str:
     ended = any(curve.has_ended_chains and curve.ends_are_worst for curve in panel.curves)
     parts += ["dotted: median, ended chains counted as worst"] * ended
     if panel.trivial is not None:
-        place = "gray line" if axis.contains(panel.trivial[1]) else "outside of the figure"
+        place = "dashed gray line" if axis.contains(panel.trivial[1]) else "outside of the figure"
         parts.append(f"{place}: {panel.trivial[0]}, {format_number(panel.trivial[1])}")
     parts += [f"real rows: {format_number(panel.real)}"] * (panel.real is not None)
     sources = dict.fromkeys(f"{law.law} ({law.source})" for _, law in panel.laws if law.source)
