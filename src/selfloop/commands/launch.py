@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from selfloop.commands.terminal import is_interrupt, plain_problems
+from selfloop.commands.terminal import INTERRUPTED, plain_problems
 from selfloop.component import Context
 from selfloop.engine.executors import Notify, execute
 from selfloop.errors import ChainEndedError
@@ -51,7 +51,7 @@ def _lead(ranks: Ranks, command: Callable[[], object]) -> None:
     try:
         command()
     except (SystemExit, KeyboardInterrupt) as end:
-        if is_interrupt(end) and ranks.problem():  # by torchrun, as another rank has ended
+        if getattr(end, "code", INTERRUPTED) == INTERRUPTED and ranks.problem():  # by torchrun, as another rank has ended
             raise ranks.lost() from None
         raise
     finally:

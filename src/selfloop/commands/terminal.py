@@ -54,10 +54,10 @@ def plain_problems() -> Iterator[None]:
                 yield
         finally:
             sys.stdout.flush()  # a full disk is noticed here and not while Python ends
-    except (SystemExit, KeyboardInterrupt) as end:  # the latter before typer has begun
-        if is_interrupt(end):
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
             _write("interrupted. Finished steps are stored; run the same command to continue.")
-            raise SystemExit(TERMINATED if terminated else INTERRUPTED) from None
+            end.code = TERMINATED if terminated else INTERRUPTED
         raise
     except SelfloopError as problem:
         _exit(" ".join(str(problem).split()))
@@ -71,11 +71,6 @@ def plain_problems() -> Iterator[None]:
         _exit(f"{problem.filename or 'standard output'}: {os_error_reason(problem)}.")
 
 
-def is_interrupt(end: BaseException) -> bool:
-    """True after Ctrl-C, whether typer has made an exit of it or had not begun."""
-    return isinstance(end, KeyboardInterrupt) or (isinstance(end, SystemExit) and end.code == INTERRUPTED)
-
-
 @contextmanager
 def _interrupt_at_sigterm(terminated: list[int]) -> Iterator[None]:
     """SIGTERM does what Ctrl-C does, and is noted."""
@@ -87,6 +82,8 @@ def _interrupt_at_sigterm(terminated: list[int]) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt:  # before typer has begun, which makes the same of it
+        sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
 
