@@ -15,7 +15,8 @@ from selfloop.audit.run import AuditRunner, run_audit
 from selfloop.audit.share import ShareSearch, add_share, measure_share
 from selfloop.errors import SpecError
 from selfloop.result import Result
-from selfloop.spec.parse import parse_policy, parse_spec, spec_from_table
+from selfloop.spec.components import make_component
+from selfloop.spec.parse import parse_spec, spec_from_table
 from selfloop.spec.spec import Spec
 
 
@@ -179,12 +180,12 @@ def test_specs_that_cannot_be_audited_are_refused() -> None:
 
 
 def test_policies_and_times_are_read_from_text() -> None:
-    assert parse_policy("mix(real_share=0.3)").real_share == 0.3
-    assert parse_policy("replace").name == "replace"
+    assert make_component("policy", "mix(real_share=0.3)", "--policy").real_share == 0.3
+    assert make_component("policy", "replace", "--policy").name == "replace"
     assert [parse_seconds(text) for text in ("2h", "30m", "90s", "1.5 h")] == [7200, 1800, 90, 5400]
     for text in ("mix(", "mix(real_share)", "2 words", ""):
         with pytest.raises(SpecError, match="--policy"):
-            parse_policy(text)
+            make_component("policy", text, "--policy")
     for text in ("2", "h", "-1h", "0s"):
         with pytest.raises(SpecError, match="--budget"):
             parse_seconds(text)

@@ -123,6 +123,10 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         changed(('["replace"]', '[{ name = "custom", takes = [{ batch = "real(1)", rows = "m" }] }]')),
         ("policies[0].takes.rows: got 'm'",),
     ),
+    "text without an end": (changed(("replace", "mix(real_share=0.5")), ("policies[0]: got 'mix(real_share", 'such as "mix(')),
+    "text with another name": (changed(("replace", "mix(name='a')")), ("policies[0]: got", "expected a name and settings")),
+    "text with an unknown setting": (changed(("replace", "mix(share=0.5)")), ("policies[0].share: unknown key",)),
+    "text with a wrong value": (changed(("replace", "mix(real_share=2)")), ("policies[0].real_share: got 2",)),
     "sweep over an unknown key": (GAUSSIAN + '[sweep]\n"family.dof" = [0, 1]', ("sweep.family.dof: unknown key", "'ddof'")),
     "sweep over an unknown top key": (GAUSSIAN + '[sweep]\n"generatoins" = [1]', ("sweep.generatoins", "'generations'")),
     "sweep over a wrong value": (GAUSSIAN + '[sweep]\n"n" = [10, "many"]', ("n: got 'many'",)),
@@ -235,6 +239,18 @@ def test_overrides_have_the_effect_of_an_edit(folder: Path) -> None:
         ("[family]", "dim = 3\n[family]"),
     )  # fmt: skip
     assert read_spec(folder / "spec.toml", overrides) == parse_spec(edited + "ddof = 1\n", "edited")
+
+
+def test_a_text_with_settings_is_the_table_with_them() -> None:
+    texts = """["mix(real_share=0.25)", "window( length = 3 )", "control(of='mix(real_share=0.25)')", "replace()"]"""
+    tables = """[
+        { name = "mix", real_share = 0.25 }, { name = "window", length = 3 },
+        { name = "control", of = { name = "mix", real_share = 0.25 } }, "replace",
+    ]"""
+    assert parse_spec(changed(('["replace"]', texts)), "texts") == parse_spec(changed(('["replace"]', tables)), "tables")
+    kde = Spec(source="moons", family="kde(bandwidth=0.1)", n=10, policies=["replace"])  # type: ignore[arg-type]
+    assert kde == Spec(source="moons", family={"name": "kde", "bandwidth": 0.1}, n=10, policies=["replace"])  # type: ignore[arg-type]
+    assert parse_spec(spec_text(kde), "kde", ["family=kde(bandwidth=0.1)"]) == kde
 
 
 # writing out

@@ -129,7 +129,8 @@ def predict(
     """
     from selfloop.commands.console import print_laws, print_ledgers, print_predictions, spec_laws, spec_ledgers
     from selfloop.plugins import presets
-    from selfloop.spec.parse import parse_override, parse_policy
+    from selfloop.spec.components import make_component
+    from selfloop.spec.parse import parse_override
     from selfloop.theory.moments import noise_ledger
     from selfloop.theory.moments import predict as predict_policy
 
@@ -143,7 +144,7 @@ def predict(
             return
         ledgers = spec_ledgers(spec)
     else:
-        named = {text: parse_policy(text, "policy", settings) for text in policy}
+        named = {text: make_component("policy", {"name": text, **settings}, "policy") for text in policy}
         if not ledger:
             predictions = {text: predict_policy(parsed, n, generations) for text, parsed in named.items()}
             give_answer(lambda: print_predictions(predictions, n, figure), (json, json_line({"policies": predictions})))

@@ -64,7 +64,7 @@ def audit(
     from selfloop.audit.run import AuditRunner, run_audit
     from selfloop.audit.share import VARIED_SETTINGS, add_share
     from selfloop.errors import unknown_name
-    from selfloop.spec.parse import parse_policy
+    from selfloop.spec.components import make_component
     from selfloop.spec.write import spec_text
     from selfloop.store.inputs import inputs_of
 
@@ -74,7 +74,7 @@ def audit(
         spec=spec, command=command, model=model, data=data, template=template, lora=lora, temperature=temperature, top_p=top_p
     )
     seconds = parse_seconds(budget) if budget else None
-    policies = [parse_policy(text) for text in policy or ()]
+    policies = [make_component("policy", text, "--policy") for text in policy or ()]
     with show_activity(quiet, "reading the data"):
         opened = entry.open(generations, policies, set_ or [])
         design = design_audit(opened, policies, bound=bound, looks=parse_looks(looks), metric=metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
@@ -28,10 +29,12 @@ CURATION_KEYS = {"curators", "max_rounds"}  # in the table of any policy
 
 
 def make_component(kind: str, value: Any, key: str) -> Any:
-    """A component from a component, its name, or a table with its name and settings."""
+    """A component from a component, its name, a text such as "mix(real_share=0.3)", or a table with its name and settings."""
     if isinstance(value, Component):
         return value
     table = {"name": value} if isinstance(value, str) else value
+    if isinstance(table, Mapping) and "(" in (text := str(table.get("name"))):
+        table = {**_parse_call(text, key), **{name: setting for name, setting in table.items() if name != "name"}}
     if kind == "policy" and isinstance(table, Mapping) and table.get("name") != "curated" and CURATION_KEYS & set(table):
         inner = {name: setting for name, setting in table.items() if name not in CURATION_KEYS}
         curation = {name: table[name] for name in CURATION_KEYS & set(table)}
@@ -41,6 +44,18 @@ def make_component(kind: str, value: Any, key: str) -> Any:
         raise SpecError(f"{key}: got {shown(value)}; expected a name or a table with a name. Allowed: {allowed}.")
     cls = component_class(kind, table["name"], f"{key}.name" if value is table else key)
     return make_settings(cls, {name: setting for name, setting in table.items() if name != "name"}, key)
+
+
+def _parse_call(text: str, key: str) -> dict[str, Any]:
+    """The table of a text such as "mix(real_share=0.3)"; SpecError for another form."""
+    match = re.fullmatch(r"\s*([\w-]+)\s*\((.*)\)\s*", text, re.DOTALL)
+    try:
+        table: dict[str, Any] = tomllib.loads(f"v = {{ {match[2]} }}")["v"] if match else {}
+    except ValueError:
+        match = None
+    if match is None or "name" in table:
+        raise SpecError(f'{key}: got {shown(text)}; expected a name and settings, such as "mix(real_share=0.3)". Correct it.')
+    return {"name": match[1], **table}
 
 
 def make_components(kind: str, values: Any, key: str) -> tuple[Any, ...]:

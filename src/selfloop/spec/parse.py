@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -12,7 +11,6 @@ from typing import Any
 
 from selfloop.errors import SpecError, os_error_reason, shown, unknown_name
 from selfloop.plugins import component_names, presets
-from selfloop.spec.components import make_component
 from selfloop.spec.spec import Spec, check_keys, with_value
 
 MAX_BYTES = 10_000_000  # of a spec; larger files are something else
@@ -103,18 +101,6 @@ def parse_override(override: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return key.strip(), text
-
-
-def parse_policy(text: str, key: str = "--policy", settings: Mapping[str, Any] | None = None) -> Any:
-    """The policy in a text such as "mix(real_share=0.3)", with further settings; SpecError for another form."""
-    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
-    try:
-        table: Mapping[str, Any] = tomllib.loads(f"v = {{ {match[2]} }}")["v"] if match and match[2] else {}
-    except ValueError:
-        match = None
-    if match is None:
-        raise SpecError(f'{key}: got {shown(text)}; expected a name and settings, such as "mix(real_share=0.3)". Correct it.')
-    return make_component("policy", {"name": match[1], **table, **(settings or {})}, key)
 
 
 def set_key(table: dict[str, Any], key: str, value: object, origin: str) -> None:
