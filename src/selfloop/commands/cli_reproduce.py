@@ -86,7 +86,7 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
     from selfloop.report.theme import format_count
 
     for item in judged:
-        numbers, note = "", item.reason or (item.claim.explanation if item.answer != "holds" else "")
+        numbers, note = "", item.reason or item.claim.explanation
         if item.judgment:
             measured, t = item.judgment.measured, item.judgment.generation
             limits = format_limits(measured.low, measured.high)

@@ -184,8 +184,8 @@ class Divergence(CurveCriterion):
     """The risk grows without bound: a law proves it, or chains diverge. It does not if it has levelled off within the run.
 
     No run shows that a risk without a law has no bound: one that still rises at the last generation is undecided. It has
-    levelled off if its rise over the last half of the generations is at most the share `flat_tolerance`, of the first risk or,
-    without a natural zero, of its distance from the risk of a trivial model (0 if neither is known).
+    levelled off if its change over the last half of the generations is not above 0, nor may be above the share
+    `flat_tolerance` of the first risk or, without a natural zero, of its distance from the risk of a trivial model.
     """
 
     name: ClassVar[str] = "divergence"
@@ -204,10 +204,11 @@ class Divergence(CurveCriterion):
         interval = mean_interval(change)
         reason = describe_late_change(interval, margin, values.shape[1], last_step(values))
         verdict = judging.make_verdict("no", margin, interval, reason)
-        if judging.answer_above(interval, margin) == "no":
+        rises = interval.low is not None and interval.low > 0  # more seeds cannot show that it stops
+        if judging.answer_above(interval, margin) == "no" and not rises:
             return verdict
         verdict = replace(verdict, answer="undecided")
-        return judging.add_needed_seeds(verdict, interval, margin) if (interval.estimate or 0.0) < margin else verdict
+        return verdict if rises or (interval.estimate or 0.0) >= margin else judging.add_needed_seeds(verdict, interval, margin)
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         if reference.limit is None:

@@ -206,7 +206,8 @@ class _Pool:
             if code == -signal.SIGKILL:
                 less = "--workers 1 uses less" if workers > 1 else "lower n or the size of the model"
                 advice = f"The system kills processes that use too much memory: {less}."
-            raise SelfloopError(f"a worker ended by {_describe_end(code)}, twice, at {task}. {advice}")
+            end = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+            raise SelfloopError(f"a worker ended by {end}, twice, at {task}. {advice}")
         if worker.position is not None:
             self.waiting.appendleft(worker.position)
         self.start()
@@ -216,10 +217,6 @@ class _Pool:
             connection.close()
             worker.process.kill()
             worker.process.join()
-
-
-def _describe_end(code: int) -> str:
-    return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
 
 
 @contextmanager

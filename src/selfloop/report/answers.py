@@ -240,8 +240,10 @@ def _trend(panel: Panel, curve: CurveData, answer: Change, is_bounded: bool) -> 
     if curve.values.shape[1] < 3:
         return ""
     margin, (low, high) = FLAT_TOLERANCE * _scale(panel, curve), _limits(mean_interval(late_change(curve.values)))
-    if -margin <= low and high <= margin:
+    if -margin <= low <= 0 <= high <= margin:
         return " and has levelled off"
+    if -margin <= low and high <= margin:
+        return f" and still {'rises' if low > 0 else 'falls'}, by less than {format_number(margin)} in its last half"
     ups, downs = low > margin, high < -margin
     if ups or downs:
         still, again = ("rising", "rises") if ups else ("falling", "falls")

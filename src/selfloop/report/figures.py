@@ -231,11 +231,9 @@ def sweep_axes(panels: Sequence[Panel]) -> dict[str, list[object]]:
     for key, value in (pair for panel in panels for pair in panel.coordinates):
         values = axes.setdefault(key, [])
         values += [value] * (value not in values)
-    return {key: _in_order(values) for key, values in axes.items() if len(values) > 1}
-
-
-def _in_order(values: Sequence[object]) -> list[object]:
-    return sorted(values, key=lambda x: float(str(x))) if _are_numbers(values) else list(values)
+    for key in filter(lambda key: _are_numbers(axes[key]), axes):
+        axes[key].sort(key=lambda x: float(str(x)))
+    return {key: values for key, values in axes.items() if len(values) > 1}
 
 
 def _are_numbers(values: Sequence[object]) -> bool:

@@ -35,6 +35,8 @@ def describe_late_change(change: Interval, margin: float, generations: int, last
     if change.low is None or change.high is None or change.estimate is None:
         return f"may or may not still rise at generation {generations}: the seeds give no interval"
     statement = "has levelled off by" if change.low >= -margin else "no longer rises at"
+    if change.low > 0:
+        statement = "still rises, by less than the margin, at"
     if change.high > margin:
         statement = "still rises at" if change.low > margin else "may or may not still rise at"
         if change.low > margin and not (last.low is not None and last.low > 0):
