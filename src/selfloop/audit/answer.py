@@ -159,10 +159,11 @@ def describe_answer(audit: Audit) -> str:
         return f"{audit.policy_title}: {audit.reason}; bound {bound}."
     side = "above" if audit.excess.estimate >= 0 else "against"  # the sign is that of the limits
     size = format_excess(audit.excess.estimate, audit)
-    end = f"at generation {audit.generations}{_format_limits(audit.excess, audit)}; bound {bound}."
+    limits, at = _format_limits(audit.excess, audit), f"at generation {audit.generations}"
     if audit.is_absolute or audit.of == audit.title:
-        return f"{audit.policy_title}: {audit.metric} {size} {side} the matched control {end}"
-    return f"{audit.policy_title}: {audit.metric} {side} the matched control, by {size} of its {audit.of}, {end}"
+        return f"{audit.policy_title}: {audit.metric} {size} {side} the matched control {at}{limits}; bound {bound}."
+    by = f"by {size}{limits} of the control's {audit.of}"
+    return f"{audit.policy_title}: {audit.metric} {side} the matched control {at}, {by}; bound {bound}."
 
 
 def describe_certainty(audit: Audit) -> str:

@@ -149,7 +149,7 @@ def _scale(
     if not floor and (distance <= 0).any():
         raise NotAuditableError(f"the control is no better than {family.trivial_model}; use an absolute bound")
     if (distance < floor).any():
-        of += f", which counts as {floor:g} nat per row at least"
+        of += f" ({floor:g} nat per row at least)"
     return "share", of, np.maximum(distance, floor)
 
 

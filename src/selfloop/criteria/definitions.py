@@ -100,7 +100,7 @@ class ModeEntanglement(RiseCriterion):
 
 @dataclass(frozen=True, kw_only=True)
 class TailLoss(CurveCriterion):
-    """The model covers less than the share `threshold` of the real data that the first model covered."""
+    """The model covers less than the share `threshold` of what the first covered, and of the right amount if that is known."""
 
     name: ClassVar[str] = "tail_loss"
     question: ClassVar[str] = "Does the model cover less of the real data?"
