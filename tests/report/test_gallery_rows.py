@@ -86,6 +86,26 @@ def test_rows_of_numbers_and_categories_are_a_table_of_all_columns(tmp_path: Pat
     assert jobs
 
 
+def test_a_missing_number_is_an_empty_cell_and_whole_numbers_have_no_decimals(tmp_path: Path) -> None:
+    lines = [f"{20 + i % 40},{'' if i % 2 else 1000 + i},{('nurse', '', 'driver')[i % 3]},{i / 8},{i % 2}" for i in range(60)]
+    (tmp_path / "people.csv").write_text("\n".join(["age,income,job,height,churn", *lines]))
+    source = {"name": "records", "path": str(tmp_path / "people.csv"), "target": "churn"}
+    spec = selfloop.Spec(source=source, family="copula", n=40, holdout=10, generations=2, seeds=2, policies=["replace"])  # type: ignore[arg-type]
+    gallery = build_report(selfloop.run(spec, tmp_path / "store")).galleries[0]
+    assert "income@missing" in gallery.real
+    view = view_gallery(gallery, {})
+    assert sorted(view.header) == ["age", "churn", "height", "income", "job"]
+    assert "" in {row[list(view.header).index("income")] for cells in view.tables["replace"].values() for row in cells}
+    for title, rows in (("real", gallery.real), ("t = 2", gallery.samples["replace"][2])):
+        cells = dict(zip(view.header, zip(*view.tables["replace"][title], strict=True), strict=True))
+        for i, (gone, value) in enumerate(
+            zip(np.asarray(rows["income@missing"])[:5], np.asarray(rows["income"]), strict=False)
+        ):
+            assert cells["income"][i] == ("" if gone else f"{value:,.0f}")
+        assert all(cell.isdigit() for cell in (*cells["age"], *cells["churn"]))
+        assert any("." in cell for cell in cells["height"])
+
+
 def test_a_store_without_the_rows_of_a_run_gives_no_gallery(tmp_path: Path) -> None:
     from selfloop.report.gallery import read_galleries
 

@@ -17,6 +17,7 @@ from selfloop.columns import Array, Column, Columns, ColumnType, Floats, Params,
 from selfloop.engine.ensemble import SeedBlock, sample_again
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, replay_chain
+from selfloop.formats.tables import to_python_values
 from selfloop.protocols import UsesEncoder
 from selfloop.report.picture_grid import (
     CELL,
@@ -260,20 +261,19 @@ def _view_tables(gallery: Gallery, alt: str) -> GalleryView:
     header = _select_columns(columns)
     n_hidden = len(columns) - len(header)
     caption = f"The first rows of each generation{f'; {n_hidden} columns before the last are hidden' if n_hidden else ''}."
-    real, generations = _format_cells(gallery.real), gallery_generations(gallery)
+    real, generations = _format_cells(gallery.real, gallery.schema), gallery_generations(gallery)
     tables = {
-        policy: {"real": real, **{f"t = {t}": _format_cells(samples[t]) for t in generations if t in samples}}
+        policy: {"real": real, **{f"t = {t}": _format_cells(samples[t], gallery.schema) for t in generations if t in samples}}
         for policy, samples in gallery.samples.items()
     }
     return GalleryView(alt=alt, caption=caption, header=header, tables=tables)
 
 
 def _flatten_columns(rows: Columns, schema: Mapping[str, ColumnType]) -> dict[str, Array]:
-    """Columns of numbers and categories by name and unit, the elements of an array side by side."""
+    """Columns of numbers and categories by name and unit, elements of an array side by side; None where a value is missing."""
     flat: dict[str, Array] = {}
-    for name, cells in rows.items():
-        column = [cell.decode() for cell in cells.to_bytes()] if isinstance(cells, Ragged) else cells
-        elements = np.asarray(column).reshape(len(column), -1).T
+    for name, values in to_python_values(rows, schema).items():
+        elements = np.asarray(values).reshape(len(values), -1).T
         for label, element in zip(element_labels(name, len(elements), schema), elements, strict=True):
             flat[f"{label}{_unit(schema, name)}"] = element
     return flat
@@ -284,13 +284,16 @@ def _select_columns(names: Sequence[str]) -> Sequence[str]:
     return names if len(names) <= MAX_TABLE_COLUMNS else [*names[: MAX_TABLE_COLUMNS - 1], names[-1]]
 
 
-def _format_cells(rows: Columns) -> Cells:
-    flat = _flatten_columns(rows, {})
-    columns = [flat[name][:MAX_TABLE_ROWS] for name in _select_columns(list(flat))]
-    return [
-        [format_number(float(value)) if isinstance(value, np.floating) else str(value) for value in row]
-        for row in zip(*columns, strict=True)
-    ]
+def _format_cells(rows: Columns, schema: Mapping[str, ColumnType]) -> Cells:
+    flat = _flatten_columns(rows, schema)
+    return [list(row) for row in zip(*(_format_column(flat[name]) for name in _select_columns(list(flat))), strict=True)]
+
+
+def _format_column(cells: Array) -> list[str]:
+    """The first cells as text, empty where a value is missing; without decimals if all finite numbers are whole."""
+    digits = None if any(isinstance(v, float) and v % 1 > 0 for v in cells.tolist()) else 0
+    shown = cells[:MAX_TABLE_ROWS].tolist()
+    return ["" if v is None else format_number(v, digits) if isinstance(v, float) else str(v) for v in shown]
 
 
 def read_galleries(points: tuple[Point, ...], store: Path) -> Iterator[Gallery]:
@@ -303,9 +306,8 @@ def read_galleries(points: tuple[Point, ...], store: Path) -> Iterator[Gallery]:
 
 def _read_stored_rows(point: Point, path: Path) -> tuple[Columns, PolicySamples]:
     """The first seed's real and sampled rows from the store."""
-    spec = point.spec
+    spec, samples = point.spec, PolicySamples()
     real: Columns = {}
-    samples: PolicySamples = {}
     for i, label in enumerate(spec.policy_labels()):
         world = replay_chain(Task(point, (i,), spec.seeds[:1], spec.generations, path, 1))
         if world.rows.initial:
@@ -334,10 +336,8 @@ def _read_rows(world: StoredWorld, ref: ObjectRef, inputs: ObjectRef | None = No
 
 def _draw_ensemble_rows(point: Point) -> tuple[Columns, PolicySamples]:
     """The first seed's rows, drawn again, of the policies that run on rows."""
-    spec = point.spec
-    block = SeedBlock.of_point(point, spec.seeds[:1], draws_rows=True)
-    real: Columns = {}
-    samples: PolicySamples = {}
+    spec, samples = point.spec, PolicySamples()
+    block, real = SeedBlock.of_point(point, spec.seeds[:1], draws_rows=True), dict[str, Column]()
     for label, policy, kind in zip(spec.policy_labels(), spec.policies, point.worlds, strict=True):
         if kind == "rows":
             initial, batches = sample_again(block, policy, spec.generations)
