@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from example_galleries import molecule_gallery
+from example_galleries import molecule_gallery, story_gallery
 from example_reports import digits_report, ending_report, gallery_report, hostile_report, language_report, linear_report
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
@@ -34,6 +34,7 @@ REPORTS: dict[str, Callable[[], list[Report]]] = {
     "galleries": lambda: [gallery_report()],
     "molecules": lambda: [replace(gallery_report(), galleries=[molecule_gallery()])],
     "several": lambda: [digits_report(generations=10), language_report()],
+    "lengths": lambda: [digits_report(generations=10), replace(language_report(), galleries=[story_gallery(4, ["replace"])])],
     "hostile": lambda: [hostile_report(), linear_report(50)],
     "many": lambda: [many_policies()],
     "sweep": lambda: [ending_report()],
@@ -214,6 +215,22 @@ def test_the_slider_moves_all_samples_and_marks_all_curves(browser: Browser, fil
         assert all(a < b for a, b in zip(mark(), last, strict=True))
         page.get_by_role("checkbox", name="all").check()
         assert {1, 10} < shown_times(page)
+
+
+def test_texts_have_the_label_of_their_generation_at_every_position_of_the_slider_and_on_paper(
+    browser: Browser, file_of: Callable[[str], Path]
+) -> None:
+    with opened(browser, file_of("lengths"), is_redrawn=False) as page:
+        labels = "all => all.map(e => [+e.dataset.t, getComputedStyle(e, '::before').content])"
+        slider = page.get_by_role("slider", name="Generation of all samples")
+        for at, expected in (("End", {4}), ("Home", {1})):  # the texts end before the images of the other run
+            slider.press(at)
+            seen = page.locator(".texts td:visible").evaluate_all(labels)
+            assert {t for t, _ in seen} == expected
+            assert all(label == f'"t = {t}"' for t, label in seen)
+        show_on(page, "print")
+        seen = page.locator(".texts td:visible").evaluate_all(labels)
+        assert dict(seen) == {t: f'"t = {t}"' for t in (1, 2, 4)}
 
 
 def test_policies_are_highlighted_by_buttons_and_by_their_names(browser: Browser, file_of: Callable[[str], Path]) -> None:
