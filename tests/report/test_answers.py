@@ -323,6 +323,7 @@ def test_undecided_verdicts_and_differences_have_their_number_of_seeds_or_the_re
     page = render_page([replace(report_of(curves), verdicts=[verdict, rising], differences=differences)])
     for cell in re.findall(r"<td[^>]*><span class=\"answer undecided\">.*?</td>", page, flags=re.S):
         assert re.search("more seeds? would|seeds one of|no number of seeds|</a>", cell), cell
+    assert re.search(r'</i> undecided</span>: <span class="detail">\d+ seeds would detect a difference', page)
 
 
 def test_cells_have_full_precision_for_csv() -> None:

@@ -198,16 +198,22 @@ def test_the_slider_moves_all_samples_and_marks_all_curves(browser: Browser, fil
 
         def mark() -> tuple[float, float]:
             paths = (
-                figure_of(page, "negative-elbo").locator(".now").evaluate_all("parts => parts.map(e => e.getAttribute('d'))")
+                figure_of(page, "negative-elbo")
+                .locator("path.now")
+                .evaluate_all("parts => parts.map(e => e.getAttribute('d'))")
             )
             return tuple(float(d[1:].split()[0]) for d in paths)  # type: ignore[return-value]
 
+        assert mark() == ()  # before the reader asks for one
+        slider.press("ArrowLeft")
         last = mark()
         assert len(last) == 2  # in the still picture, too
+        assert set(figure_of(page, "negative-elbo").locator("text.now").all_text_contents()) == {
+            page.locator(".controls output").inner_text()
+        }
         assert page.locator(".role-legend").count() > 0
         assert page.locator(".role-legend .now").count() == 0
-        slider.focus()
-        for _ in range(5):
+        for _ in range(4):
             page.keyboard.press("ArrowLeft")
         assert shown_times(page) == {1} or len(shown_times(page)) == 1
         now = int(re.findall(r"\d+", slider.get_attribute("aria-valuetext") or "")[0])

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from example_galleries import HOSTILE, example_faces, ragged, story_gallery
+from example_galleries import HOSTILE, example_faces, molecule_gallery, ragged, story_gallery
 from example_reports import faces_report, gallery_report
 
 from selfloop.columns import Column, ColumnType, Ragged
@@ -228,6 +228,30 @@ def test_a_generation_without_samples_is_labeled_so() -> None:
     rows = {"x": np.arange(9.0)}
     gallery = Gallery(schema={}, real=rows, samples={"replace": {1: rows}, "accumulate": {1: rows, 2: rows}})
     assert view_gallery(gallery, policy_styles(["replace", "accumulate"])).svg.count("no samples") == 1
+
+
+def test_captions_say_how_many_generations_are_shown() -> None:
+    for rows in (
+        {"text": ragged(["a"])},
+        {"x": np.arange(9.0)},
+        {"x": np.ones((9, 2))},
+        {"x": np.zeros((4, 8, 8))},
+        {"x": np.ones((9, 3))},
+    ):
+        few, many = (
+            view_gallery(
+                Gallery(schema={}, real=rows, samples={"replace": dict.fromkeys(range(1, n + 1), rows)}), STYLES
+            ).caption
+            for n in (7, 8)
+        )
+        assert "the model of each generation" in few
+        assert "the models of 7 of the 8 generations" in many
+    prompted = view_gallery(story_gallery(10, ["replace"]), STYLES).caption
+    assert prompted.endswith("the models of 7 of the 10 generations wrote the rest.")
+    assert (
+        "the models of 7 of the 9 generations"
+        in view_gallery(molecule_gallery(9), policy_styles(["replace", "accumulate"])).caption
+    )
 
 
 def test_at_most_seven_generations_are_selected_with_the_first_and_the_last() -> None:

@@ -164,6 +164,7 @@ def test_a_page_of_photographs_stays_small(faces: str) -> None:
 def test_pairs_of_policies_have_an_answer_and_intervals(language: str) -> None:
     table = re.search(r'id="e0-differences".*?</section>', language, flags=re.S)
     assert table
+    assert "7 of the 10 generations are shown; the answers rest on all of them from t = 3 on." in table[0]
     rows = re.findall(r'<tr><th scope="row".*?</tr>', table[0], flags=re.S)
     assert len(rows) == 6
     text = Page(rows[0]).text

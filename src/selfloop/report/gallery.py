@@ -36,10 +36,9 @@ from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef
 from selfloop.types import WEIGHT
 
-MAX_POINTS, MAX_TABLE_ROWS, MAX_TABLE_COLUMNS = 300, 5, 8
+MAX_POINTS, MAX_TABLE_ROWS, MAX_TABLE_COLUMNS, MAX_TEXT_ROWS = 300, 5, 8, 4
 
 Cells = list[list[str]]
-MAX_TEXT_ROWS = 4
 VISIBLE_CHARACTERS, MAX_HIDDEN_CHARACTERS = 420, 20_000  # shown at once, and on demand: a row may be a whole book
 MAX_ROWS = 300  # per batch: scatter plots need many, image grids show the first few
 PolicySamples = dict[str, dict[int, Columns]]  # policy -> generation -> rows
@@ -131,14 +130,12 @@ def view_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> GalleryView:
     alt = f"{name}: samples of {', '.join(gallery.samples)} by generation, next to real rows."
     if kind == "molecules":
         caption = (
-            "All pictures of a molecule have the same scale and rotate together. Samples with the atoms and bonds of the real "
-            "molecule are superimposed on it; atoms outside a picture are cut off. First seed."
+            f"Samples from {_models_shown(gallery)}. First seed. Pictures of a molecule have one scale and rotate together. "
+            "Those with the atoms and bonds of the real molecule are superimposed on it; atoms outside a picture are cut off."
         )
         return GalleryView(alt=alt, caption=caption, molecules=view_molecules(gallery, styles))
-    if kind == "texts":
-        return _view_texts(gallery, name, alt)
-    if kind == "table":
-        return _view_tables(gallery, alt)
+    if kind in ("texts", "table"):
+        return _view_texts(gallery, name, alt) if kind == "texts" else _view_tables(gallery, alt)
     view = {"images": _view_images, "points": _view_points, "numbers": _view_histograms}[kind]
     return view(gallery, name, styles, alt)
 
@@ -160,15 +157,19 @@ def _column_kind(column: Column, declared: ColumnType | None) -> str:
     if isinstance(column, Ragged) or column.dtype.kind in "USO":
         return "texts"
     shape = declared.shape if declared else column.shape[1:]
-    if is_image(shape):
-        return "images"
-    return {(): "numbers", (1,): "numbers", (2,): "points"}.get(tuple(shape), "table")
+    return "images" if is_image(shape) else {(): "numbers", (1,): "numbers", (2,): "points"}.get(tuple(shape), "table")
+
+
+def _models_shown(gallery: Gallery) -> str:
+    """From which models the rows on the page are, in words."""
+    n_shown, n = len(gallery_generations(gallery)), len({t for samples in gallery.samples.values() for t in samples})
+    return "the model of each generation" if n_shown == n else f"the models of {n_shown} of the {n} generations"
 
 
 def _view_images(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> GalleryView:
     grid = fit_image_grid(np.asarray(gallery.real[name]), 1 + len(gallery_generations(gallery)))
     caption = (
-        f"The first {grid.n_images} images sampled from the model of each generation, next to the first real images. "
+        f"The first {grid.n_images} images sampled from {_models_shown(gallery)}, next to the first real images. "
         "First seed. Every generation samples anew: images at the same position are unrelated."
     )
     svg = draw_grid(gallery, styles, lambda rows, _: grid.draw(np.asarray(rows[name])), size=grid.size)
@@ -176,12 +177,11 @@ def _view_images(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: 
 
 
 def _view_texts(gallery: Gallery, name: str, alt: str) -> GalleryView:
-    generations = gallery_generations(gallery)
-    text_rows = read_text_rows(gallery, name, generations)
+    text_rows = read_text_rows(gallery, name, generations := gallery_generations(gallery))
     if any(row.real and row.real.prompt for row in text_rows):
-        caption = "Every text of a row begins with the same prompt, underlined; the model wrote the rest."
+        caption = f"Every text of a row begins with the same prompt, underlined; {_models_shown(gallery)} wrote the rest."
     else:
-        caption = "The first rows sampled from the model of each generation, next to the first real rows."
+        caption = f"The first rows sampled from {_models_shown(gallery)}, next to the first real rows."
     return GalleryView(alt=alt, caption=caption, text_rows=text_rows, generations=generations)
 
 
@@ -202,7 +202,7 @@ def _view_points(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: 
 
     unit = _unit(gallery.schema, name)
     frame = _draw_frame((low[0], high[0]), f"{name}[0]{unit}", (low[1], high[1]), f"{name}[1]{unit}")
-    caption = f"Up to {min(MAX_POINTS, len(real))} samples from the model of each generation, on the axes of the real rows."
+    caption = f"Up to {min(MAX_POINTS, len(real))} samples from {_models_shown(gallery)}, on the axes of the real rows."
     return GalleryView(alt=alt, caption=caption, svg=draw_grid(gallery, styles, draw, frame))
 
 
@@ -219,7 +219,7 @@ def _view_histograms(gallery: Gallery, name: str, styles: Mapping[str, Style], a
         return bars + f'<path d="{_draw_bars(outline, top)}" fill="none" stroke="{INK}" stroke-width="1"/>'
 
     frame = _draw_frame((edges[0], edges[-1]), f"{name}{_unit(gallery.schema, name)}", (0.0, top), "share of rows")
-    caption = "Bars: samples from the model of each generation; outline: real rows. Bars above the frame are cut off."
+    caption = f"Bars: samples from {_models_shown(gallery)}; outline: real rows. Bars above the frame are cut off."
     return GalleryView(alt=alt, caption=caption, svg=draw_grid(gallery, styles, draw, frame))
 
 
@@ -258,9 +258,9 @@ def _unit(schema: Mapping[str, ColumnType], name: str) -> str:
 
 def _view_tables(gallery: Gallery, alt: str) -> GalleryView:
     columns = list(_flatten_columns(gallery.real, gallery.schema))
-    header = _select_columns(columns)
-    n_hidden = len(columns) - len(header)
-    caption = f"The first rows of each generation{f'; {n_hidden} columns before the last are hidden' if n_hidden else ''}."
+    n_hidden = len(columns) - len(header := _select_columns(columns))
+    hidden = f"; {n_hidden} columns before the last are hidden" * bool(n_hidden)
+    caption = f"The first rows sampled from {_models_shown(gallery)}{hidden}."
     real, generations = _format_cells(gallery.real, gallery.schema), gallery_generations(gallery)
     tables = {
         policy: {"real": real, **{f"t = {t}": _format_cells(samples[t], gallery.schema) for t in generations if t in samples}}

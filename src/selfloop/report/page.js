@@ -7,7 +7,7 @@ const make = (tag, properties) => Object.assign(document.createElement(tag), pro
 const chosen = new Set(); // policies that the reader highlights; without any, each figure highlights its own
 const drawings = new Map(); // figure -> drawing
 const MIN_PLOT = 120; // pixels
-let vega, now; // the unpacked Vega; the generation of the slider
+let vega, now; // the unpacked Vega; the generation of the slider, once a reader has moved it
 
 function unpack(script) {
   const packed = Uint8Array.from(atob(script.textContent), (c) => c.charCodeAt(0));
@@ -86,15 +86,17 @@ class Drawing {
 
 // A vertical line at the slider's generation in every plot of a figure whose x axes are generations 1 to `last`.
 function markGeneration(svg, last) {
-  for (const line of pick(".now", svg)) line.remove();
+  for (const part of pick(".now", svg)) part.remove();
   if (!now || !(last > 1) || now > last) return;
   for (const frame of pick(".role-frame > g > .background, .role-scope:not([class*=pathgroup]) > g > .background", svg)) {
     const [, width, height] = /h([\d.]+)v([\d.]+)/.exec(frame.getAttribute("d")) ?? [];
     if (!(width > 0 && height > 0) || frame.closest(".role-legend")) continue;
-    const line = document.createElementNS("http://www.w3.org/2000/svg", "path"), x = 8 + ((now - 1) / (last - 1)) * (width - 16);
-    line.setAttribute("class", "now");
+    const [line, label] = ["path", "text"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
+    const x = 8 + ((now - 1) / (last - 1)) * (width - 16), isRight = x > width / 2;
+    for (const part of [line, label]) part.setAttribute("class", "now"), frame.parentNode.append(part);
     line.setAttribute("d", `M${x} 0V${height}`);
-    frame.parentNode.append(line);
+    label.setAttribute("transform", `translate(${x + (isRight ? -4 : 4)} 10)`), label.setAttribute("text-anchor", isRight ? "end" : "start");
+    label.textContent = `t = ${now}`;
   }
 }
 
@@ -133,12 +135,13 @@ const galleries = new Map(pick("figure.gallery").map((gallery) => [gallery, time
 const steps = [...new Set([...galleries.values()].flat())].sort((a, b) => a - b);
 const onPaper = matchMedia("print");
 
-function showGeneration() {
-  now = steps[slider.value];
-  slider.setAttribute("aria-valuetext", `generation ${now} of ${steps.at(-1)}`);
-  shown.textContent = `t = ${now}`;
+function showGeneration(event) {
+  const wanted = steps[slider.value];
+  if (event?.target === slider) now = wanted; // curves have no line before the reader asks for one
+  slider.setAttribute("aria-valuetext", `generation ${wanted} of ${steps.at(-1)}`);
+  shown.textContent = `t = ${wanted}`;
   for (const [gallery, times] of galleries) {
-    const nearest = times.findLast((t) => t <= now) ?? times[0], middle = times[Math.floor((times.length - 1) / 2)];
+    const nearest = times.findLast((t) => t <= wanted) ?? times[0], middle = times[Math.floor((times.length - 1) / 2)];
     const isOne = !everything.checked && !onPaper.matches;
     const visible = onPaper.matches ? [...new Set([times[0], middle, times.at(-1)])] : isOne ? [nearest] : times;
     gallery.classList.toggle("one", isOne);
