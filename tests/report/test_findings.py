@@ -133,7 +133,7 @@ def test_the_effect_of_synthetic_rows_is_the_difference_from_the_control(tmp_pat
     curves = {label: measured["mean_error"] for label, measured in result.curves().items()}
     with at_look(1):
         difference = paired_difference(curves["replace"], curves["control"])
-    assert f"in mean_error is {format_interval(difference[-1])} at the last generation" in sentence
+    assert f"in mean_error is {format_interval(difference[-1])} (96 %) at the last generation" in sentence
     report = build_report(result)
     assert sentence in report.leads
 
@@ -144,12 +144,12 @@ def test_the_first_screen_of_a_sweep_has_the_effects_at_both_ends_and_a_line_for
     result = selfloop.run(spec, tmp_path)
     effects = [each for each in findings(result) if each.startswith("Effect of synthetic rows")]
     assert len(effects) == 3
-    largest, _, smallest = [re.search(r"is (.*) at the", each)[1] for each in effects]  # type: ignore[index]
+    largest, _, smallest = [re.search(r"is (.*) \(96 %\) at the", each)[1] for each in effects]  # type: ignore[index]
     n = sum("(undecided)" in each for each in effects)
     (lead,) = leading_sentences(result)
     assert lead == (
-        f"Effect of synthetic rows: replace − control in mean_error is {smallest} (n = 400) to {largest} (n = 10) at the last "
-        f"generation{f'; undecided at {n} of 3 points' * bool(n)}."
+        f"Effect of synthetic rows: replace − control in mean_error is {smallest} (96 %, n = 400) to {largest} (96 %, n = 10) "
+        f"at the last generation{f'; undecided at {n} of 3 points' * bool(n)}."
     )
     report = build_report(result)
     figure = sweep_figure(report, policy_styles(report.policies()))

@@ -19,7 +19,7 @@ from selfloop.result import Result
 from selfloop.spec.point import Point
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
 from selfloop.stats.forecast import LEVEL_OF_FORECAST, MIN_GENERATIONS
-from selfloop.stats.intervals import Interval, at_look, level_of_look, mean_interval, paired_difference
+from selfloop.stats.intervals import Interval, answer_level, at_look, level_of_look, mean_interval, paired_difference
 from selfloop.stats.trend import (
     FLAT_TOLERANCE,
     describe_late_change,
@@ -183,7 +183,7 @@ def control_sentences(result: Result, *, brief: bool = False) -> Iterator[str]:
 
     `brief`: of a sweep the smallest and the largest one.
     """
-    metric, gaps = result.spec.metrics[0].name, dict[str, list[tuple[str, Interval]]]()
+    metric, level, gaps = result.spec.metrics[0].name, f"{100 * answer_level():.4g} %", dict[str, list[tuple[str, Interval]]]()
     for point in result.points:
         curves = {label: measured.get(metric) for label, measured in result.curves(point.coordinates).items()}
         for control, of in point.spec.controls().items():
@@ -195,12 +195,12 @@ def control_sentences(result: Result, *, brief: bool = False) -> Iterator[str]:
         begin, n = f"Effect of synthetic rows: {pair} in {metric}", sum(_is_undecided(gap) for _, gap in known)
         if brief and len(known) > 1:
             known.sort(key=lambda gap_at: gap_at[1].estimate or 0.0)
-            ends = " to ".join(f"{format_interval(gap)} ({at})" for at, gap in (known[0], known[-1]))
+            ends = " to ".join(f"{format_interval(gap)} ({level}, {at})" for at, gap in (known[0], known[-1]))
             yield f"{begin} is {ends} at the last generation{f'; undecided at {n} of {len(known)} points' * bool(n)}."
             continue
         for at, gap in known:
             undecided = " (undecided)" * _is_undecided(gap)
-            yield f"{begin}{at and f', {at}'} is {format_interval(gap)} at the last generation{undecided}."
+            yield f"{begin}{at and f', {at}'} is {format_interval(gap)} ({level}) at the last generation{undecided}."
 
 
 def _is_undecided(gap: Interval) -> bool:
