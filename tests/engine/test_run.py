@@ -119,6 +119,41 @@ def steps_computed(result: Result) -> Counter[str]:
     return counts
 
 
+def with_control(**changes: Any) -> Spec:
+    return tiny_components.tiny_spec(**{"policies": ("accumulate", {"name": "control", "of": "accumulate"}), **changes})
+
+
+@pytest.mark.parametrize("make", [with_control, SPECS["stored, some of which end"], SPECS["statistics"]])
+def test_a_stored_run_starts_no_worker_process(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, seen = make(seeds=(0, 300)), {1: set[tuple[int, int]](), 2: set[tuple[int, int]]()}
+    first = selfloop.run(spec, tmp_path, workers=2, threads=1)
+    monkeypatch.setattr(executors, "_Pool", None)  # nothing can start a process
+    alone, second = (
+        selfloop.run(spec, tmp_path, workers=w, threads=1, progress=lambda *at, w=w: seen[w].add(at)) for w in (1, 2)
+    )
+    assert text_of(first) == text_of(second)
+    assert (second.usage, second.shared) == (alone.usage, alone.shared)
+    assert seen[1] == seen[2]
+
+
+def test_workers_compute_what_is_damaged_or_missing_of_a_stored_run(tmp_path: Path) -> None:
+    spec = with_control(seeds=3, generations=2)
+    first = selfloop.run(spec, tmp_path, workers=1)
+    intact, results = tiny_components.objects_of(tmp_path), tiny_components.results_of(tmp_path)
+    damaged = sorted((tmp_path / "objects").glob("*/*.safetensors"))[0]
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=f"damaged file .*{damaged.name}: set aside and computed again") as warned:
+        second = selfloop.run(spec, tmp_path, workers=2, threads=1)
+    assert len(warned) == 1
+    assert text_of(second) == text_of(first)
+    assert (tiny_components.objects_of(tmp_path), tiny_components.results_of(tmp_path)) == (intact, results)
+    longer = with_control(seeds=3, generations=3)
+    runs = [selfloop.run(longer, place, workers=2, threads=1) for place in (tmp_path, tmp_path / "anew")]
+    assert text_of(runs[0]) == text_of(runs[1])
+    assert steps_computed(runs[0])["fit"] == 6  # 2 policies x 3 seeds x 1 generation
+
+
 def test_policies_of_a_seed_share_their_first_generation(tmp_path: Path) -> None:
     done = steps_computed(selfloop.run(tiny_components.tiny_spec(seeds=1, generations=3), tmp_path))
     # generation 1 once, generation 2 of accumulate and its subsample differ, so 1 + 3 policies x 2 generations

@@ -13,15 +13,7 @@ from selfloop.plugins import component_names
 from selfloop.result import Result
 from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import signs_of_moments
-from selfloop.stats.intervals import (
-    LEVEL,
-    Moments,
-    at_look,
-    difference,
-    independent_moments,
-    seed_moments,
-    student_intervals,
-)
+from selfloop.stats.intervals import LEVEL, Moments, at_look, difference, independent_moments, seed_moments, student_intervals
 
 WORDS = {0: "undecided", 1: "higher", -1: "lower"}
 

@@ -80,12 +80,7 @@ def prepare_curator(
 
 @stored_step("judge", version=1)
 def judge(
-    curator: Curator,
-    model: CuratedModel,
-    generation: int,
-    rounds: tuple[Columns, ...],
-    tables: CuratedTables,
-    ctx: Context,
+    curator: Curator, model: CuratedModel, generation: int, rounds: tuple[Columns, ...], tables: CuratedTables, ctx: Context
 ) -> Columns:
     """The rows of one or several rounds that a curator keeps, with their slots and weights."""
     model, tables = CuratedModel(*model), CuratedTables(*tables)  # the store passes plain tuples
@@ -180,12 +175,7 @@ def _decode(curator: Curator, model: CuratedModel, rows: Columns) -> Columns:
 
 
 def _view(
-    curator: Curator,
-    model: CuratedModel,
-    generation: int,
-    tables: CuratedTables,
-    slots: Ints,
-    synthetic: Bools | None = None,
+    curator: Curator, model: CuratedModel, generation: int, tables: CuratedTables, slots: Ints, synthetic: Bools | None = None
 ) -> CuratorView:
     inputs = select_rows(tables.inputs, slots) if tables.inputs else {}
     initial, prepared = _decode(curator, model, tables.initial), tables.prepared or {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Interval
 
 from selfloop.engine.curves import Curves
-from selfloop.engine.executors import Notify, count_cores, execute
+from selfloop.engine.executors import Notify, count_cores, execute, refuse_import
 from selfloop.engine.tasks import Task, TaskOutput, plan_tasks, replay_outputs, run_task_in_worker
 from selfloop.engine.time_left import TimeLeft
 from selfloop.errors import SettingError, SpecError, StoreError, missing_extra
@@ -26,6 +26,7 @@ from selfloop.spec.parse import fresh_spec
 from selfloop.spec.resources import Resources, check_machine, count_workers, share_gpus, visible_gpus
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
+from selfloop.store.calls import NotStoredError, StepCall
 from selfloop.store.live import LiveRun
 from selfloop.store.runs import note_run, open_place, run_name
 from selfloop.store.store import Store
@@ -160,12 +161,28 @@ def _execute(
         needs = Resources()
     is_blind = bool(gpus) and spec.resources.gpus == 0  # then no process of a chain sees a GPU
     devices = [""] * MAX_WORKERS if is_blind else share_gpus(gpus, needs.gpus or 0.0)
+    refuse_import()  # before anything is read
     for phase in phases:
-        threads = phase[0].threads
+        threads, longest_first = phase[0].threads, sorted(phase, key=lambda task: -task.cost)
         most = count_workers(needs, workers or count_cores() // threads, devices)
-        longest_first = sorted(phase, key=lambda task: -task.cost)
         isolated = any(task.takes_over_interrupts for task in phase) or (is_blind and LED.get().count == 1)
+        if isolated or min(most, len(phase)) > 1:  # else all are read in this process anyway
+            yield from _take_stored(longest_first)
         yield from execute(run_task_in_worker, longest_first, most, threads, notify=notify, isolated=isolated, devices=devices)
+
+
+def _take_stored(tasks: list[Task]) -> Iterator[TaskOutput]:
+    """Outputs of the first tasks if all their steps are stored; removes these, as they need no worker process."""
+
+    def refuse(step: str) -> float:
+        raise NotStoredError(StepCall(step, refuse, ()))
+
+    while tasks:
+        outputs, is_complete = replay_outputs(tasks[0], Store(tasks[0].store, note=refuse))
+        if not is_complete:
+            return
+        del tasks[0]
+        yield from outputs
 
 
 def iter_measurements(

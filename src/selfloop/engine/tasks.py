@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from heapq import heapreplace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import cast
 
@@ -175,38 +175,35 @@ def _seed_groups(point: Point) -> list[tuple[int, ...]]:
 
 def run_task_in_worker(task: Task, notify: Notify) -> Iterator[TaskOutput]:
     """Outputs of a task with a store of its own. `notify` gets notes on the present step."""
-    store = Store(task.store, threads=task.threads, ranks=LED.get())
-    if task.generations == 0 or task.point.runs_as_ensemble:
-        store.note = pause_between_steps(task.control, lambda step: notify(f"{task}: {step}"))
-        yield from run_task(task, store)
-        return
-    for position in task.policies:
-        yield from _run_noted_chain(replace(task, policies=(position,)), store, notify)
+    store, place = Store(task.store, threads=task.threads, ranks=LED.get()), ""
+    store.note = pause_between_steps(task.control, lambda step: notify(f"{place}: {step}"))
+    for part in _parts(task):
+        is_chain = not part.point.runs_as_ensemble and part.generations
+        place = f"{part}, generation 1" if is_chain else str(part)
+        for generation, output in enumerate(run_task(part, store), 2):
+            yield output
+            place = f"{part}, generation {generation}" if is_chain else place
 
 
-def _run_noted_chain(task: Task, store: Store, notify: Notify) -> Iterator[TaskOutput]:
-    generation = 1
-    store.note = pause_between_steps(task.control, lambda step: notify(f"{task}, generation {generation}: {step}"))
-    for output in run_task(task, store):
-        yield output
-        generation += 1
+def _parts(task: Task) -> list[Task]:
+    """An ensemble, or the chains of a policy and its controls one by one."""
+    return [task] if task.point.runs_as_ensemble else [replace(task, policies=(position,)) for position in task.policies]
 
 
 def run_task(task: Task, store: Store) -> Iterator[TaskOutput]:
     """Outputs of a task: one generation of a chain, or one policy of an ensemble, at a time."""
     ensemble = task.point.runs_as_ensemble
-    for position, curves in _run_ensemble(task, store) if ensemble else _run_chain(task, store):
+    for position, curves in chain.from_iterable((_run_ensemble if ensemble else _run_chain)(p, store) for p in _parts(task)):
         usage, store.usage = store.usage, Usage()
         generations = task.generations if ensemble else min(1, task.generations)
         yield TaskOutput(task.point.coordinates, position, curves, generations, usage, task.shared)
 
 
 def replay_outputs(task: Task, store: Store) -> tuple[list[TaskOutput], bool]:
-    """Outputs of a task that a read-only store has, and True if they are all. Computes nothing."""
+    """Outputs of a task that a store has which computes nothing, and True if they are all."""
     outputs: list[TaskOutput] = []
     with suppress(NotStoredError):
-        for output in run_task(task, store):
-            outputs.append(output)
+        outputs.extend(run_task(task, store))  # those before an error stay
         return outputs, True
     return outputs, False
 
