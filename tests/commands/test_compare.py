@@ -31,6 +31,7 @@ def test_directions_are_corrected_over_pairs_and_generations(tmp_path: Path, cap
     out = capsys.readouterr().out
     assert out.startswith("Primary comparison: first.")
     assert "Directions are corrected" in out
+    assert "interval is of its row alone, so that it may exclude 0 where the direction is undecided" in out
 
 
 def test_policies_without_a_difference_are_compared_as_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,10 +257,8 @@ def print_comparison(metric: str, better: Better, differences: Sequence[Mapping[
     title = "; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
     rows = []
     for difference in differences:
-        pair = f"{difference['first']} - {difference['second']}"
-        pair += (
-            "" if difference["paired"] else f" (unpaired, {difference['first_seeds']} and {difference['second_seeds']} seeds)"
-        )
+        seeds = f" (unpaired, {difference['first_seeds']} and {difference['second_seeds']} seeds)" * (not difference["paired"])
+        pair = f"{difference['first']} - {difference['second']}{seeds}"
         t, first_is = difference["generation"], difference["first_is"]
         limits = "-" if first_is == "equal" else format_limits(difference["low"], difference["high"])
         rows.append((pair * (t == 1), str(t), format_number(difference["difference"]), limits, first_is))
@@ -268,6 +266,8 @@ def print_comparison(metric: str, better: Better, differences: Sequence[Mapping[
         show(sentence)
     show_table(columns, rows, title)
     show("Directions are corrected: over all differences and generations, any of them is false with at most 5 %.")
+    show("Each interval is of its row alone, so that it may exclude 0 where the direction is undecided.")
+    show("An order in `selfloop run` is one claim on all its generations, not corrected over them: it may hold all the same.")
 
 
 def format_number(value: float | None) -> str:
