@@ -330,7 +330,11 @@ def test_answers_on_differences_stay_in_view_and_names_break_only_at_underscores
         assert answers.count() == 6
         scrollers = page.locator(".scroll-x:has(table)")
         shades = scrollers.evaluate_all("all => all.map(e => getComputedStyle(e).backgroundAttachment)")
-        assert set(shades) == {"local, scroll"}  # the right end is shaded until it is reached
+        assert set(shades) == {"local, local, scroll, scroll"}  # each end is shaded until it is reached
+        fades = page.locator(".differences th[scope=row]").evaluate_all(
+            "all => all.map(e => getComputedStyle(e, '::after').width)"
+        )
+        assert set(fades) == {"20px"}  # over numbers that go under the names
         assert answers.evaluate_all(
             "all => all.every(e => (b => b.left >= 0 && b.right <= innerWidth)(e.getBoundingClientRect()))"
         )
@@ -366,6 +370,8 @@ def test_paper_shows_still_pictures_in_light_colors_and_three_generations(
         assert page.locator(REDRAWN).count() == 0
         assert page.locator(".picture > svg >> visible=true").count() > 3
         assert page.locator(".controls:visible, .tools:visible, .csv:visible").count() == 0
+        for spec in page.locator("section[id$=-spec] pre").all():
+            assert spec.is_visible()  # though its details are closed on the screen
         assert len(shown_times(page)) == 3
         assert {1, 10} < shown_times(page)
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(29, 34, 40)"
