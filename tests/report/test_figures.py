@@ -16,7 +16,7 @@ from selfloop.policies.schedule import schedule
 from selfloop.published.papers import PublishedCurve
 from selfloop.report.curve_records import MAX_EQUAL_POLICIES, fit_value_axis, move_apart, prominent_policies, wrap_name
 from selfloop.report.figures import main_figure, panel_figure, panel_figures, report_figures, schedule_figure, sweep_figure
-from selfloop.report.theme import DARK, describe_better, format_interval, format_number, policy_styles, theme_svg
+from selfloop.report.theme import DARK, PAPER, describe_better, format_interval, format_number, policy_styles, theme_svg
 from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.intervals import Interval
 from selfloop.theory.laws import LawCurve
@@ -142,6 +142,18 @@ def test_a_trivial_model_near_the_curves_is_a_labelled_line_and_is_named_otherwi
     place = "dashed gray line" if is_drawn else "outside of the figure"
     assert f"{place}: the mean image, {format_number(value)}" in figure.caption
     assert is_drawn or axis == fit_value_axis(panel_of(spread([1.0, 2.0], width=0.0)))
+
+
+@pytest.mark.parametrize(("value", "baseline"), [(0.95, "top"), (1.05, "bottom"), (0.78, "bottom")])
+def test_the_name_of_a_trivial_model_is_not_where_the_curves_begin_and_has_a_halo_under_the_markers(
+    value: float, baseline: str
+) -> None:
+    figure = panel_figure(panel_of(spread([1.0, 0.8, 2.0], width=0.0), trivial=("the mean image", value)), STYLES)
+    marks = [layer["mark"] for layer in figure.spec["layer"]]
+    halo, name = (mark for mark in marks if mark["type"] == "text" and "fontSize" in mark and mark["fontSize"] == 11)
+    assert (halo["stroke"], halo["baseline"], name["baseline"]) == (PAPER, baseline, baseline)
+    assert "stroke" not in name
+    assert marks.index(name) < next(i for i, mark in enumerate(marks) if mark["type"] == "point")
 
 
 def test_a_trivial_value_below_zero_is_outside_of_a_logarithmic_axis() -> None:

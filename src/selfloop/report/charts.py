@@ -74,8 +74,7 @@ class Figure:
 
     def svg(self) -> str:
         """The figure on a transparent background."""
-        datasets = {**self.spec["datasets"], HOVER: []}
-        return vl_convert.vegalite_to_svg({**self.spec, "datasets": datasets})
+        return vl_convert.vegalite_to_svg({**self.spec, "datasets": {**self.spec["datasets"], HOVER: []}})
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
         svg = on_paper(self.svg())  # its own background: legible in a dark notebook, too
@@ -145,12 +144,11 @@ def _curves(
     if sets["medians"]:
         dotted = base("medians").mark_line(strokeWidth=1.6, strokeDash=[1.5, 2.5], clip=True)
         layers.append(dotted.encode(color=color, opacity=opacity(1)))
-    means = base("means", "mean").mark_line(clip=True)
     layers += [
-        means.encode(color=color, opacity=opacity(1), strokeWidth=thin, strokeDash=dashes),
+        base("means", "mean").mark_line(clip=True).encode(color=color, opacity=opacity(1), strokeWidth=thin, strokeDash=dashes),
         *(_forecast_layers(base, color) if sets["forecasts"] else ()),
-        *_trivial_layers(panel, axis, alt.Y("value:Q", **y)),
         *_law_layer(base, panel, styles),
+        *_trivial_layers(panel, axis, alt.Y("value:Q", **y)),
         points.encode(color=color, shape=shape, opacity=opacity(1)),
         *_published_layer(base, panel, styles),
         *_name_layers(color, shape),
@@ -188,13 +186,17 @@ def _forecast_layers(base: Callable[..., Any], color: Any) -> list[Any]:
 
 
 def _trivial_layers(panel: Panel, axis: ValueAxis, y: Any) -> list[Any]:
-    """A line over the whole width at the value of the trivial model, with its name above."""
+    """A line over the whole width at the value of the trivial model, its name above, or below if the curves begin there."""
     if panel.trivial is None or not axis.contains(panel.trivial[1]):
         return []
-    name, value = panel.trivial
-    line = alt.Chart(alt.Data(values=[{"label": name, "value": json_number(value)}])).encode(y=y)
-    label = line.mark_text(align="left", baseline="bottom", dy=-2, font=FONT, fontSize=11, color=MUTED)
-    return [line.mark_rule(strokeWidth=1, strokeDash=[4, 3], color=MUTED), label.encode(x=alt.value(4), text="label:N")]
+    line = alt.Chart(alt.Data(values=[{"label": panel.trivial[0], "value": json_number(panel.trivial[1])}])).encode(y=y)
+    inks = {"color": PAPER, "stroke": PAPER, "strokeWidth": 4}, {"color": MUTED}  # a halo, over curves, and the name
+    span, gap = axis.high - axis.low, panel.curves[0].values[:, 0].mean() - panel.trivial[1]  # to the first models
+    is_below = 0 <= gap < 0.12 * span and panel.trivial[1] - axis.low > 0.05 * span
+    place = {"baseline": "top", "dy": 4} if is_below else {"baseline": "bottom", "dy": -2}
+    names = (line.mark_text(align="left", font=FONT, fontSize=11, **place, **ink) for ink in inks)
+    rule = line.mark_rule(strokeWidth=1, strokeDash=[4, 3], color=MUTED)
+    return [rule, *(name.encode(x=alt.value(4), text="label:N") for name in names)]
 
 
 def _law_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[str, Style]) -> list[Any]:
@@ -299,9 +301,8 @@ def _printable(part: Any) -> Any:
 
 def save_svg(svg: str, stem: Path, formats: Collection[str] = ("svg", "png", "pdf")) -> list[Path]:
     """Save an SVG on a light background in these formats, PNG at twice the size; returns the files."""
-    svg = on_paper(svg)
     converters: dict[str, Callable[[str], bytes]] = {"svg": str.encode, "png": to_png, "pdf": vl_convert.svg_to_pdf}
-    paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
+    svg, paths = on_paper(svg), [stem.with_name(f"{stem.name}.{name}") for name in formats]
     for path, name in zip(paths, formats, strict=True):
         write_bytes(path, converters[name](svg))
     return paths
@@ -315,8 +316,7 @@ def on_paper(svg: str) -> str:
 
 def to_png(svg: str) -> bytes:
     """The SVG as PNG at twice the size."""
-    png: bytes = vl_convert.svg_to_png(svg, scale=2)
-    return png
+    return bytes(vl_convert.svg_to_png(svg, scale=2))
 
 
 def to_file_name(text: str) -> str:
