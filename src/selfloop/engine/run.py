@@ -22,6 +22,7 @@ from selfloop.notebook import ProgressLine, choose_callbacks
 from selfloop.policies.schedule import schedule_metrics
 from selfloop.ranks import LED, Ranks
 from selfloop.settings import check_setting, check_size
+from selfloop.spec.components import policy_label
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.resources import Resources, check_machine, count_workers, share_gpus, visible_gpus
 from selfloop.spec.spec import Spec
@@ -79,7 +80,7 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     progress, notify = choose_callbacks(progress, notify)
     progress(0, total)
     labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
-    title = f"{spec.family.name} on {spec.source.name}: {', '.join(labels)}"
+    title = f"{spec.family.name} on {spec.source.name}: {', '.join(policy_label(p, True) for p in spec.policies)}"
     left = TimeLeft(spec)
     live = LiveRun(path, run_name(text), total, notify, risk, left)
     if isinstance(progress, ProgressLine):
