@@ -54,6 +54,34 @@ def test_help_and_version_exit_with_0_and_an_unknown_command_with_2() -> None:
     assert tiny_components.selfloop("run", "x.toml", "--workers", "0").code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("export SPEC -o out --what samples --dtype float32", "--dtype float32: is for --what model. Leave it out, or"),
+        ("export SPEC -o out --dtype foo", "--dtype: unknown name 'foo'. Allowed: bfloat16, float32."),
+        ("export SPEC -o out --format csv", "--format csv: is for --what samples. Leave it out, or"),
+        ("predict replace --figure x.foo", "--figure: got 'x.foo'; expected a file that ends in .svg, .png or .pdf."),
+        ("web web.toml --figure x.foo", "--figure: got 'x.foo'; expected a file that ends in .svg, .png or .pdf."),
+        ("predict nonsense", "policy: unknown name 'nonsense'."),
+        ("compare SPEC quickstart_digits --metric nll", "compare: the specs have no metric in common."),
+        ("audit table.csv --policy control", "--policy: got controls only; expected a policy to audit"),
+        ("audit SPEC --policy control", "--policy: got controls only; expected a policy to audit"),
+        ("audit SPEC --policy nonsense", "--policy: unknown name 'nonsense'."),
+        ("plan quickstart_text --set seeds=1000000", "seeds: got 1,000,000, for 3,000,000 chains, each looked up in"),
+        ("new mine.toml --family copula", "source: family copula models numbers and categories; column 'image' of digits"),
+        ("new mine.toml --family transformer --source digits", "family transformer models the columns"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_sentence_before_any_work(spec: Path, arguments: str, sentence: str) -> None:
+    Path("table.csv").write_text("a,b\n" + "".join(f"{i % 7},{i % 11}\n" for i in range(300)))
+    Path("web.toml").write_text("")
+    done = tiny_components.selfloop(*(str(spec) if word == "SPEC" else word for word in arguments.split()))
+    assert (done.code, done.out) == (2, "")
+    assert sentence in done.err
+    assert not Path("out").exists()
+    assert not Path("mine.toml").exists()
+
+
 def test_json_on_standard_output_is_pure_and_progress_is_on_standard_error(spec: Path) -> None:
     done = subprocess.run([*SELFLOOP, "run", spec, "--json", "-"], capture_output=True, text=True, check=True)
     lines = [line for line in map(json.loads, done.stdout.splitlines()) if "verdict" not in line]

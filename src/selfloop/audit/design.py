@@ -70,7 +70,8 @@ def design_audit(
     own = [(policy.of, policy.rows) for policy in audited if isinstance(policy, ControlsPolicy)]
     audited = tuple(policy for policy in audited if not isinstance(policy, ControlsPolicy))
     if not audited:
-        raise SpecError("policies: got controls only; expected a policy to audit. Name one with --policy.")
+        key = "--policy" if policies else "policies"
+        raise SpecError(f"{key}: got controls only; expected a policy to audit, to which a control is added. Name one.")
     if spec.seeds == tuple(range(len(spec.seeds))):
         spec = replace(spec, seeds=tuple(range(looks[-1])))
     elif len(spec.seeds) < looks[-1]:

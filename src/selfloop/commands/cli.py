@@ -20,6 +20,7 @@ from selfloop.commands.cli_store import store as store_command
 from selfloop.commands.cli_watch import watch
 from selfloop.commands.cli_web import web
 from selfloop.commands.options import (
+    FigureOption,
     JsonOption,
     QuietOption,
     SetOption,
@@ -119,7 +120,7 @@ def predict(
     n: Annotated[int, typer.Option(min=1, help="Initial real rows.")] = 1000,
     generations: Annotated[int, typer.Option(min=1, max=1000, help="Generations.")] = 10,
     set_: SetOption = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw the curves to this file (.svg, .png or .pdf).")] = None,
+    figure: FigureOption = None,
     ledger: Annotated[bool, typer.Option("--ledger", help="Show which rows' noise the error comes from.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -144,7 +145,7 @@ def predict(
             return
         ledgers = spec_ledgers(spec)
     else:
-        named = {text: make_component("policy", {"name": text, **settings}, "policy") for text in policy}
+        named = {text: make_component("policy", {"name": text, **settings} if settings else text, "policy") for text in policy}
         if not ledger:
             predictions = {text: predict_policy(parsed, n, generations) for text, parsed in named.items()}
             give_answer(lambda: print_predictions(predictions, n, figure), (json, json_line({"policies": predictions})))
@@ -210,9 +211,7 @@ def compare(
     check_outputs({"--json": json, "--csv": csv, "--markdown": markdown}, map(Path, specs))
     settings = own_settings(specs, set_ or [])
     compared = choose_metric({name: open_spec(name, changes) for name, changes in settings.items()}, metric)
-    results = {
-        name: run_with_progress(name, changes, store, workers, quiet, announce=True) for name, changes in settings.items()
-    }
+    results = {name: run_with_progress(name, own, store, workers, quiet, announce=True) for name, own in settings.items()}
     better = next(iter(results.values())).spec.directions().get(compared, "")
     rows, left_out = compare_curves(results, compared)
     notes = [*(sentence for result in results.values() for sentence in first_sentences(result)), *left_out]
@@ -310,7 +309,7 @@ def export(
     format_: Annotated[
         str | None, typer.Option("--format", help="Of samples: csv, jsonl, parquet, png, sdf, safetensors. Default: by rows.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of a transformer's weights: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str | None, typer.Option(help="Of a transformer's weights: float32 (default) or bfloat16.")] = None,
     set_: SetOption = None,
     store: StoreOption = None,
 ) -> None:
@@ -318,15 +317,18 @@ def export(
 
     Example: selfloop export stories.toml --policy replace --generation 3 --output story-model
     """
-    from selfloop.commands.export import export_model, export_samples, find_generation
+    from selfloop.commands.export import DTYPES, FORMATS, export_model, export_samples, find_generation
 
     if what not in ("model", "samples"):
         raise SpecError(unknown_name("--what", what, ("model", "samples")))
-    if what == "model" and format_ is not None:
-        raise SpecError(f"--format {format_}: is for samples. Add --what samples.")
+    for option, value, use, names in (("--format", format_, "samples", FORMATS), ("--dtype", dtype, "model", DTYPES)):
+        if value is not None and what != use:
+            raise SpecError(f"{option} {value}: is for --what {use}. Leave it out, or add --what {use}.")
+        if value is not None and value not in names:
+            raise SpecError(unknown_name(option, value, names))
     stored = find_generation(open_spec(spec, set_), store_at(store), policy, seed, generation)
     if what == "model":
-        export_model(stored, output, dtype)
+        export_model(stored, output, dtype or DTYPES[0])
     else:
         export_samples(stored, output, format_)
     show(f"written: {output} ({what} of {stored.title()})")

@@ -28,9 +28,7 @@ QUANTITIES = {
 
 def advise(
     spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="Measure the share for this spec, by runs.")] = None,
-    bound: Annotated[
-        str, typer.Option(help="Largest multiplier, 1.1 or 10%; of a SPEC: largest excess over real rows.")
-    ] = "5%",
+    bound: Annotated[str, typer.Option(help="Largest multiplier, 1.1 or 10%; of a SPEC: largest excess.")] = "5%",
     rows: Annotated[int | None, typer.Option(help="Real rows at the start. Required without SPEC.")] = None,
     generations: Annotated[int | None, typer.Option(help="Generations, the first on real rows only. Required too.")] = None,
     fresh_rows: Annotated[int, typer.Option(help="Fresh real rows of each later generation.")] = 0,
@@ -147,9 +145,8 @@ def format_multiplier(value: float, bound: float) -> str:
 def answer_sentence(advice: Advice) -> str:
     """The first line: the smallest real share within the bound, of all policies."""
     request, best = advice.request, advice.policies[0]
-    effect = (
-        f"x{format_multiplier(best.multiplier, request.bound)} at generation {request.generations}, bound {request.bound:g}"
-    )
+    value = format_multiplier(best.multiplier, request.bound)
+    effect = f"x{value} at generation {request.generations}, bound {request.bound:g}"
     cost = f"{best.trained_rows:,} rows trained, {best.sampled_rows:,} sampled, {best.real_rows:,} real"
     if not best.is_within:
         return f"NONE: no policy keeps the {request.protect} within the bound; the nearest is {best.policy} ({effect})."

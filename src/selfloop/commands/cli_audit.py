@@ -35,12 +35,8 @@ def audit(
     generations: Annotated[int | None, typer.Option(min=2, help="Generations. Default: those of the spec, else 4.")] = None,
     looks: Annotated[str, typer.Option(help="Numbers of seeds after which to look at the answer.")] = "5,8,12",
     budget: Annotated[str | None, typer.Option(help="Stop after this time, such as 2h.")] = None,
-    max_generations: Annotated[
-        int | None, typer.Option(min=1, help="Stop before more fits than these, over all chains.")
-    ] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep/--no-keep", help="Measure the share of real rows to keep if it degrades.")
-    ] = True,
+    max_generations: Annotated[int | None, typer.Option(min=1, help="Stop before more fits than these, in all.")] = None,
+    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="If it degrades, measure the real rows to keep.")] = True,
     vary: Annotated[str | None, typer.Option(help="Of --keep: mix.real_share, augment.ratio or fresh.ratio.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the page of the audit to this file.")] = None,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the answer as JSON; - is stdout.")] = None,
@@ -64,6 +60,7 @@ def audit(
     from selfloop.audit.run import AuditRunner, run_audit
     from selfloop.audit.share import VARIED_SETTINGS, add_share
     from selfloop.errors import unknown_name
+    from selfloop.protocols import ControlsPolicy
     from selfloop.spec.components import make_component
     from selfloop.spec.write import spec_text
     from selfloop.store.inputs import inputs_of
@@ -76,7 +73,7 @@ def audit(
     seconds = parse_seconds(budget) if budget else None
     policies = [make_component("policy", text, "--policy") for text in policy or ()]
     with show_activity(quiet, "reading the data"):
-        opened = entry.open(generations, policies, set_ or [])
+        opened = entry.open(generations, [each for each in policies if not isinstance(each, ControlsPolicy)], set_ or [])
         design = design_audit(opened, policies, bound=bound, looks=parse_looks(looks), metric=metric)
     inputs = [file for file in inputs_of(design.spec) if isinstance(file, Path)]
     check_outputs({"--report": report, "--json": json, "--spec-out": spec_out}, [Path(entry.name()), *inputs])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfloop.commands.cli_advise import format_share, parse_bound
-from selfloop.commands.options import JsonOption, SetOption
+from selfloop.commands.options import FigureOption, JsonOption, SetOption
 from selfloop.commands.terminal import give_answer, show
 from selfloop.formats.json_lines import json_line
 from selfloop.formats.replacing import check_outputs
@@ -22,7 +22,7 @@ def web(
     scenario: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file of sources, model families and their pool.")],
     bound: Annotated[str | None, typer.Option(help="Search the real rows for this largest multiplier, 1.1 or 10%.")] = None,
     set_: SetOption = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw errors over generations to a file (.svg, .png or .pdf).")] = None,
+    figure: FigureOption = None,
     json: JsonOption = None,
 ) -> None:
     """Simulate a web: families of models that publish rows into one pool and train on it. Exact moments, or simulated webs.

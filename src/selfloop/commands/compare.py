@@ -35,12 +35,12 @@ class _Curve:
 def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
     """The metric to compare: the given one, else the first that all specs measure. SpecError if there is none."""
     common = set.intersection(*({m.name for m in spec.metrics} for spec in specs.values()))
-    if metric is None:
-        metric = next((m.name for m in next(iter(specs.values())).metrics if m.name in common), None)
-    if metric is None:
+    if not common:
         raise SpecError("compare: the specs have no metric in common. Give all of them one, for example metrics = ['nll'].")
+    if metric is None:
+        metric = next(m.name for m in next(iter(specs.values())).metrics if m.name in common)
     if metric in component_names("metric") and metric not in common:
-        raise SpecError(f"--metric {metric}: not every spec measures it. Choose one of {', '.join(sorted(common)) or 'none'}.")
+        raise SpecError(f"--metric {metric}: not every spec measures it. Choose one of {', '.join(sorted(common))}.")
     return metric
 
 

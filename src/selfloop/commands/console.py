@@ -162,7 +162,8 @@ def print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
 def print_garbage(garbage: Garbage) -> None:
     for reason, files in garbage.items():
-        show(f"{reason}: {len(files):,} ({sum(files.values()) / 1e6:,.1f} MB)")
+        counted = format_count(len(files), "file") if reason.startswith("run ") else f"{len(files):,}"
+        show(f"{reason}: {counted} ({sum(files.values()) / 1e6:,.1f} MB)")
     if not garbage:
         show("nothing to delete.")
 

@@ -65,11 +65,9 @@ def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterato
         if isinstance(setting.default, Settings):
             yield from _flat_settings(type(setting.default), f"{prefix}{setting.name}.", setting.default)
             continue
-        if setting.default is None:
-            default = "unset"
-        else:
-            default = "required" if setting.default is MISSING else toml_value(setting.default)
-        yield setting._replace(name=prefix + setting.name, default=default)
+        value = setting.default
+        text = "unset" if value is None else "required" if value is MISSING else toml_value(value)
+        yield setting._replace(name=prefix + setting.name, default=text)
         if setting.default in (None, MISSING):
             for table in settings_tables(setting_types(cls)[setting.name]):
                 if setting.default is None or not issubclass(table, Component):  # a component is listed by itself

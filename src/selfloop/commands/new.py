@@ -9,13 +9,14 @@ from typing import Any
 from selfloop.component import Component, Family, Source
 from selfloop.errors import SpecError
 from selfloop.plugins import component_class
+from selfloop.protocols import SupportsCheck
 from selfloop.settings import SettingInfo, Settings, default_of, describe_fields, setting_types, settings_tables
 from selfloop.spec.point import check_pair
 from selfloop.spec.write import toml_value
 
 HEAD = """\
 # A selfloop experiment: real data, a model family, and policies that mix real and synthetic rows.
-# Check it with `selfloop plan`, run it with `selfloop run`, report it with `selfloop report`. Lines with # show defaults.
+# Check it with `selfloop plan`, run it with `selfloop run`, report it with `selfloop report`. After #: defaults or examples.
 
 {n}{holdout}generations = 5               # generation 1 is fitted on real rows only
 seeds = 3                     # seeds 0, 1, 2; or a list such as [3, 5, 8]
@@ -52,8 +53,10 @@ def spec_template(family: str, source: str) -> str:
     if source_class.n_rows is Source.n_rows:  # an unlimited source has no default for n
         n = f"n = 1000{'':22}# initial real rows\n"
     else:
-        n = f"# n = 1000{'':20}# initial real rows; default: all rows except the holdout\n"
-    holdout = f"# holdout = 300{'':15}# real rows that no fit sees; default: 30 % of a finite source, otherwise 500\n"
+        n = f"# n = 1000{'':20}# initial real rows, an example; default: all rows except the holdout\n"
+    holdout = (
+        f"# holdout = 300{'':15}# real rows that no fit sees, an example; default: 30 % of a finite source, otherwise 500\n"
+    )
     if source_class.n_holdout is not Source.n_holdout:
         holdout = "# The source may have a holdout of its own: see its settings. If not, `holdout` is the number of its rows.\n"
     metrics = ", ".join(f'"{name}"' for name in family_class.default_metrics)
@@ -68,10 +71,12 @@ def _check_pair(family: type[Family], source: type[Source]) -> None:
     if any(default_of(f) is MISSING for cls in (family, source) for f in fields(cls)):  # type: ignore[arg-type]  # dataclasses
         return
     try:
-        components = family(), source()
+        model, rows = family(), source()
     except SpecError:  # one of several settings is required
         return
-    check_pair(*components)
+    check_pair(model, rows)
+    if isinstance(model, SupportsCheck):
+        model.check(rows, family.sampler_class())
 
 
 def _settings_table(key: str, cls: type[Any], named: bool = True, defaults: Any = None) -> str:

@@ -93,6 +93,13 @@ def json_file(value: str | None) -> str | None:
     return value
 
 
+def figure_file(value: Path | None) -> Path | None:
+    """The file of `--figure`; SpecError for another ending than those of figures, before any work."""
+    if value is not None and value.suffix not in (".svg", ".png", ".pdf"):
+        raise SpecError(f"--figure: got {shown(str(value))}; expected a file that ends in .svg, .png or .pdf. Rename it.")
+    return value
+
+
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset.", autocompletion=complete_spec)]
 SpecsArgument = Annotated[
     list[str], typer.Argument(metavar="SPEC...", help="TOML files or presets.", autocompletion=complete_spec)
@@ -111,6 +118,7 @@ OnOption = Annotated[
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write one JSON object; - is stdout.", callback=json_file)
 ]
+FigureOption = Annotated[Path | None, typer.Option(help="Draw the curves to a .svg, .png or .pdf file.", callback=figure_file)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 
 
@@ -129,8 +137,6 @@ def own_settings(specs: Sequence[str], settings: Sequence[str]) -> dict[str, lis
         if colon and not text.startswith(prefixes):
             raise SpecError(f"--set {shown(text)}: no spec {name} here. Allowed: {', '.join(specs)}.")
     return {
-        spec: [
-            text.removeprefix(f"{spec}:") for text in settings if text.startswith(f"{spec}:") or not text.startswith(prefixes)
-        ]
+        spec: [t.removeprefix(f"{spec}:") for t in settings if t.startswith(f"{spec}:") or not t.startswith(prefixes)]
         for spec in specs
     }

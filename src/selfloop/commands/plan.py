@@ -18,7 +18,7 @@ from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.engine.executors import count_cores
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, cost_in_rows, count_sampled, plan_tasks, replay_outputs
-from selfloop.errors import ChainEndedError
+from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.protocols import SupportsStepCount
 from selfloop.spec.point import Point
@@ -28,10 +28,9 @@ from selfloop.store.store import Store
 from selfloop.types import Coordinates, Take
 
 T = TypeVar("T")
-TRIAL_STEPS = 10  # of training
-TRIAL_ROWS = 32  # sampled
-TRIAL_SEEDS = 8  # of an ensemble
-TRIAL_GENERATIONS = 3  # of an ensemble
+TRIAL_STEPS, TRIAL_ROWS = 10, 32  # of training; sampled
+TRIAL_SEEDS, TRIAL_GENERATIONS = 8, 3  # of an ensemble
+MAX_CHAINS = 100_000  # that are looked up one by one, in about a millisecond each
 
 
 class _EnoughError(Exception):
@@ -112,9 +111,8 @@ def _time_fit(world: StoredWorld, family: Family, rows: Columns) -> tuple[float,
         if len(times) > TRIAL_STEPS:
             raise _EnoughError
 
-    init, prepared = (
-        cast(Params, world.store.open(ref)) if ref else None for ref in map(world.rows.refs.get, ("init", "prepared"))
-    )
+    refs = map(world.rows.refs.get, ("init", "prepared"))
+    init, prepared = (cast(Params, world.store.open(ref)) if ref else None for ref in refs)
     with suppress(_EnoughError):
         steps.fit(family, ((rows, None, 1.0),), None, init, prepared, replace(world.rows.context("fit", 1), progress=note))
     if len(times) < 3:
@@ -190,12 +188,14 @@ def describe_total(costs: Sequence[PolicyCost]) -> str:
 
 def plan(spec: Spec, path: Path, *, measure: bool = False) -> list[PolicyCost]:
     """Cost of every policy at every point. Nothing is stored, and nothing computed unless `measure` asks for trials."""
-    keys = [(point.coordinates, label) for point in spec.points() for label in spec.policy_labels()]
-    costs = {key: PolicyCost(*key) for key in keys}
-    trials: dict[object, Trial | None] = {}
+    labels, trials = spec.policy_labels(), dict[object, Trial | None]()
+    costs = {key: PolicyCost(*key) for point in spec.points() for label in labels if (key := (point.coordinates, label))}
+    n_chains = len(labels) * len(spec.seeds) * sum(not point.runs_as_ensemble for point in spec.points())
+    if n_chains > MAX_CHAINS:
+        problem = f"got {len(spec.seeds):,}, for {n_chains:,} chains, each looked up in the store"
+        raise SpecError(f"seeds: {problem}; plan expects at most {MAX_CHAINS:,} chains. Name fewer seeds.")
     tasks = plan_tasks(spec, path)[-1]
     for task in tasks:
-        labels = task.point.spec.policy_labels()
         chains = len(task.seeds)
         for position in task.policies:
             cost = costs[task.point.coordinates, labels[position]]
@@ -211,7 +211,7 @@ def plan(spec: Spec, path: Path, *, measure: bool = False) -> list[PolicyCost]:
             if trial := trials.get(task.point.coordinates):
                 cost.tokens_per_row = trial.tokens_per_row
     for point in spec.points():
-        for label, policy in zip(spec.policy_labels(), point.spec.policies, strict=True):
+        for label, policy in zip(labels, point.spec.policies, strict=True):
             cost = costs[point.coordinates, label]
             cost.trained_rows = [entry.trained_rows for entry in point.schedule(policy)]
             if isinstance(spec.family, SupportsStepCount):
@@ -240,7 +240,6 @@ def count_training_steps(point: Point, policy: Policy, tokens_per_row: float) ->
 def _replay_generations(task: Task, store: Store) -> tuple[int, Usage]:
     """Generations of a task that a read-only store has, and its usage. A chain that ended has all its generations."""
     outputs, is_complete = replay_outputs(task, store)
-    usage = store.usage
     for output in outputs:
-        usage.add(output.usage)
-    return task.generations if is_complete else sum(output.generations for output in outputs), usage
+        store.usage.add(output.usage)
+    return task.generations if is_complete else sum(output.generations for output in outputs), store.usage

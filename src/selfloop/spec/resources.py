@@ -21,9 +21,7 @@ GIGABYTE = 10**9
 class Resources(Settings):
     """What one chain gets of a machine, in `[resources]`. It changes no number and no key."""
 
-    cpus: Annotated[int | None, Interval(ge=1, le=10_000), "cores, which are its threads; default: by costs and machines"] = (
-        None
-    )
+    cpus: Annotated[int | None, Interval(ge=1, le=10_000), "cores, its threads; default: by costs and machines"] = None
     gpus: Annotated[float | None, Ge(0), "GPUs, or a share of one; default: the family's, where there are GPUs"] = None
     memory_gb: Annotated[PositiveFloat | None, "memory in GB, which limits how many chains run at a time"] = None
 
