@@ -167,7 +167,7 @@ def test_a_changed_file_is_another_source(tmp_path: Path) -> None:
         ("a,a\n1,2\n3,4\n", {}, "two columns are called 'a'. Rename one of them in the file"),
         ("a;b\n1,5;x\n2,5;y\n", {}, "column 'a' has '1,5', a number if the comma is its decimal mark. Set decimal = ','"),
         ("a,b\n1,2\n1e300,4\n", {}, r"column 'a' has '1e300' in row 2; expected numbers .*, up to 1e\+75"),
-        ("", {}, "got 0 rows and 0 columns; expected at least 2 and 1. Add rows"),
+        ("", {}, "got 0 rows and 0 columns. Give at least 2 rows of 1 column"),
         (",b\n1,2\n3,4\n", {}, "column 1 has no name"),
         ("a@missing,b\n1,2\n3,4\n", {}, "reserved name"),
         ("a,b\n1,2\n", {}, "got 1 rows"),

@@ -146,7 +146,7 @@ def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
         ("a,y\n1,u\n3,NA\n5,u\n", {"target": "y", "positive": "u"}, r"target 'y' has 2 different values \('NA', 'u'\)"),
         ("a,b\n1,2\n3,4\n", {"target": "bb"}, "unknown column 'bb'. Did you mean 'b'.* Allowed: a, b"),
         ("price,b\n1,2\n3,4\n", {"columns": ("prise",)}, "Did you mean 'price'"),
-        ("a\n1\n", {}, "1 rows and 1 features; expected at least 2 and 1"),
+        ("a\n1\n", {}, "1 rows and 1 features. Give at least 2 rows of 1 feature"),
         ("a\n1\n2\n", {"target": "a"}, "2 rows and 0 features"),
         ("", {}, "0 rows and 0 features"),
         ("\n \n", {"header": False}, "1 rows and 0 features"),

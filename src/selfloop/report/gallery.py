@@ -292,8 +292,8 @@ def _format_cells(rows: Columns, schema: Mapping[str, ColumnType]) -> Cells:
 def _format_column(cells: Array) -> list[str]:
     """The first cells as text, empty where a value is missing; without decimals if all finite numbers are whole."""
     digits = None if any(isinstance(v, float) and v % 1 > 0 for v in cells.tolist()) else 0
-    shown = cells[:MAX_TABLE_ROWS].tolist()
-    return ["" if v is None else format_number(v, digits) if isinstance(v, float) else str(v) for v in shown]
+    first = cells[:MAX_TABLE_ROWS].tolist()
+    return ["" if v is None else format_number(v, digits) if isinstance(v, float) else str(v) for v in first]
 
 
 def read_galleries(points: tuple[Point, ...], store: Path) -> Iterator[Gallery]:

@@ -100,7 +100,7 @@ def _read_records(source: Records) -> RecordTable:
     tables.check_names(place, names, used, "List the columns in 'columns'")
     tables.check_names(place, names, [*source.categories, *source.texts, *filter(None, [source.target])], "Correct it")
     if len(frame) < 2 or not used:
-        raise DataError(f"{place}: got {len(frame)} rows and {len(used)} columns; expected at least 2 and 1. Add rows.")
+        raise DataError(f"{place}: got {len(frame)} rows and {len(used)} columns. Give at least 2 rows of 1 column.")
     columns, schema = dict[str, Column](), dict[str, ColumnType]()
     for name in used:
         if "@" in name and (name.endswith(MASK) or name.startswith("@")):

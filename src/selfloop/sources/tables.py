@@ -177,7 +177,7 @@ def _read_table(source: TableSource) -> NumberTable:
     used = features if target is None else [*features, target]
     check_names(place, names, used, "List the features in 'columns'")
     if len(frame) < 2 or not features:
-        raise DataError(f"{place}: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1. Add rows.")
+        raise DataError(f"{place}: got {len(frame)} rows and {len(features)} features. Give at least 2 rows of 1 feature.")
     columns = [to_numbers(f"{place}: column {name[:40]!r}", frame[name], source.decimal) for name in features]
     for name, column in zip(features, columns, strict=True):
         if source.columns is None and numbers_rows(name, column):
