@@ -89,7 +89,7 @@ class Own(GaussianSource):
         pytest.param("stdin", False, False, "done", marks=pytest.mark.slow),
         pytest.param("file", True, True, "done", marks=pytest.mark.slow),
         ("file", True, False, 'Put the call under `if __name__ == "__main__":`.'),
-        pytest.param("stdin", True, False, "workers=1 helps too.", marks=pytest.mark.slow),
+        pytest.param("stdin", True, False, "or in a cell of a notebook.", marks=pytest.mark.slow),
     ],
 )
 def test_a_script_needs_a_main_guard_only_for_classes_of_its_own(
