@@ -33,7 +33,7 @@ def planted(kind, rng, seeds=20, generations=20, scale=0.01):
     [
         (lambda t: t, "still rises at generation 20: change over the last half 10 [10, 10]"),
         (lambda t: 2 - 0.5**t, "has levelled off by generation 20: change"),
-        (lambda t: 2 + t / 1000, "still rises, by less than the margin, at generation 20: change"),
+        (lambda t: 2 + t / 1000, "rose by less than the margin by generation 20: change"),
         (lambda t: 21 - t, "no longer rises at generation 20: change"),
     ],
 )

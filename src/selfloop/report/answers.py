@@ -243,7 +243,7 @@ def _trend(panel: Panel, curve: CurveData, answer: Change, is_bounded: bool) -> 
     if -margin <= low <= 0 <= high <= margin:
         return " and has levelled off"
     if -margin <= low and high <= margin:
-        return f" and still {'rises' if low > 0 else 'falls'}, by less than {format_number(margin)} in its last half"
+        return f" and {'rose' if low > 0 else 'fell'} by less than {format_number(margin)} in its last half"
     ups, downs = low > margin, high < -margin
     if ups or downs:
         still, again = ("rising", "rises") if ups else ("falling", "falls")

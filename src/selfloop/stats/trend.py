@@ -36,7 +36,7 @@ def describe_late_change(change: Interval, margin: float, generations: int, last
         return f"may or may not still rise at generation {generations}: the seeds give no interval"
     statement = "has levelled off by" if change.low >= -margin else "no longer rises at"
     if change.low > 0:
-        statement = "still rises, by less than the margin, at"
+        statement = "rose by less than the margin by"
     if change.high > margin:
         statement = "still rises at" if change.low > margin else "may or may not still rise at"
         if change.low > margin and not (last.low is not None and last.low > 0):
