@@ -172,7 +172,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 def test_the_package_and_its_spine_are_small() -> None:
     assert sum(count_lines(ROOT / f"{name}.py") for name in SPINE) <= 1_100
-    assert sum(map(count_lines, [*FILES, *ROOT.rglob("*.[ch]")])) <= 40_430  # it may only fall; the aim is 20,500
+    assert sum(map(count_lines, [*FILES, *ROOT.rglob("*.[ch]")])) <= 40_428  # it may only fall; the aim is 20,500
 
 
 def modules_after(code: str) -> set[str]:
